@@ -1,0 +1,63 @@
+"""Checkpoint files: nnU-Net's dictionary plus one key, written so that a kill at any moment leaves a loadable file."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+
+KEY = "semisam"
+
+
+def write_atomically(checkpoint: dict[str, Any], filename: str) -> None:
+    """Writes beside `filename`, then renames: `filename` holds the old or the new checkpoint, never a part of one."""
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(filename) or ".", suffix=".tmp", prefix=".checkpoint_")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, filename)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def random_state() -> dict[str, Any]:
+    """State of every random number generator that a training draws from, as plain tensors and numbers."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "python": random.getstate(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The opposite of `random_state`. CUDA generators are restored where the number of devices is the same."""
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

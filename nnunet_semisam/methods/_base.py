@@ -1,0 +1,59 @@
+"""What every semi-supervised method is: something that makes pseudo-labels, and terms that pull the student to them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nnunet_semisam.ops.losses import soft_mse
+from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
+from nnunet_semisam.ops.perturb import Perturbation
+from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
+
+Teacher = Callable[[Tensor], Tensor]  # image (U, C, *S) -> prob (U, K, *S)
+Student = Callable[[Tensor], "Tensor | list[Tensor]"]  # image (U, C, *S) -> logits, a list under deep supervision
+
+VIEWS = ("device", "nnunet")
+
+
+@dataclass(kw_only=True)
+class SemiMethod(abc.ABC):
+    """A semi-supervised method. Its fields are its `method_args` in the configuration.
+
+    Args:
+        outputs: what the heads of the network mean.
+        view: what the student sees: "device" = the weak view perturbed on the device, "nnunet" = nnU-Net's full
+            augmentation of the same patch.
+        perturbation: fields of `Perturbation`, for the view "device".
+    """
+
+    term_names: ClassVar[tuple[str, ...]] = ("consistency",)
+
+    outputs: OutputSpace
+    view: str = "device"
+    perturbation: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.view not in VIEWS:
+            raise ValueError(f"semisam: method_args.view is {self.view!r}; known are {', '.join(VIEWS)}")
+        self._perturb = Perturbation(**self.perturbation)
+
+    @abc.abstractmethod
+    def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
+        """What is believed about the unlabeled patches, by name of the loss term. Called without gradient."""
+
+    def student_view(self, unlabeled: UnlabeledBatch) -> Float[Tensor, "U C *S"]:
+        """The image that the student gets to see."""
+        return unlabeled.strong if self.view == "nnunet" else self._perturb(unlabeled.image)
+
+    def terms(
+        self, student: Student, unlabeled: UnlabeledBatch, pseudo: dict[str, PseudoLabel]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all."""
+        prob = self.outputs.prob(full_resolution(student(self.student_view(unlabeled))))
+        return {name: soft_mse(prob, p.prob, p.confidence) for name, p in pseudo.items()}

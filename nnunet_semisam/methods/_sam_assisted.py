@@ -1,0 +1,33 @@
+"""SAM's part in any method: the teacher's prediction prompts it, its masks become one more pseudo-label.
+
+SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316). The published code clicks SAM with the ground truth of the
+unlabeled volumes; here nothing but the image and the teacher's prediction is within reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnunet_semisam.methods._base import SemiMethod, Teacher
+from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
+
+
+@dataclass
+class SamAssisted:
+    """A method plus the pseudo-label "sam"."""
+
+    method: SemiMethod
+    labeler: SamLabeler
+
+    def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
+        """The method's own pseudo-labels and SAM's. The teacher runs once."""
+        seen: list = []
+
+        def remember(image):
+            seen.append(teacher(image))
+            return seen[-1]
+
+        pseudo = self.method.pseudo_labels(remember, unlabeled)
+        prob = seen[0] if seen else teacher(unlabeled.image)
+        return {**pseudo, "sam": self.labeler(unlabeled.image, prob, unlabeled.iteration)}

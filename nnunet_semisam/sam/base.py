@@ -1,0 +1,34 @@
+"""The contract of a promptable model: image in, prompts in, masks out."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nnunet_semisam.types import Prompts, SamPrediction
+
+
+class SamBackend(abc.ABC):
+    """A frozen promptable segmentation model, encoded once per image and decoded once per prompted object.
+
+    Stateless between calls, no gradient, no random numbers, parameters in evaluation mode. Backends that serve only 2D are
+    asked plane by plane for 3D patches (`nnunet_semisam.sam.planes`).
+    """
+
+    ndims: ClassVar[tuple[int, ...]]  # numbers of spatial axes served natively
+
+    @abc.abstractmethod
+    def embed(self, image: Float[Tensor, "U C *S"]) -> Any:
+        """Whatever `decode` needs of the images. Intensities are as nnU-Net normalises them (about z-scores)."""
+
+    @abc.abstractmethod
+    def decode(self, embedding: Any, prompts: Prompts) -> SamPrediction:
+        """One mask per prompted object, at the resolution of the embedded images."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device) -> SamBackend:
+        """Moves the weights; returns itself."""

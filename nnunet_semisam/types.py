@@ -1,0 +1,105 @@
+"""The nouns of the package: batches, pseudo-labels, prompts and SAM predictions.
+
+Shape letters, once and for all: **B** labeled batch, **U** unlabeled batch, **C** image channels, **K** segmentation heads,
+**S** spatial shape (2 or 3 axes), **D** number of spatial axes, **N** points, **P** prompted objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """Image patches with the target that nnU-Net's loss compares with (a list of tensors under deep supervision)."""
+
+    image: Float[Tensor, "B C *S"]
+    target: Tensor | list[Tensor]
+    keys: tuple[str, ...]
+
+    @classmethod
+    def from_nnunet(cls, batch: dict, device: torch.device) -> LabeledBatch:
+        """The dictionary of nnU-Net's loader, moved to `device`."""
+        target = batch["target"]
+        target = [t.to(device, non_blocking=True) for t in target] if isinstance(target, list) else target.to(device)
+        return cls(batch["data"].to(device, non_blocking=True), target, tuple(batch["keys"]))
+
+
+@dataclass(frozen=True)
+class UnlabeledBatch:
+    """Two views of the same unlabeled patches, voxel on voxel. There is no target, by design.
+
+    Args:
+        image: weak view: nnU-Net's geometric augmentation only. Teacher and SAM see this one.
+        strong: the same patches after nnU-Net's full augmentation.
+        keys: case names.
+        iteration: global iteration, counted from 0.
+    """
+
+    image: Float[Tensor, "U C *S"]
+    strong: Float[Tensor, "U C *S"]
+    keys: tuple[str, ...]
+    iteration: int = 0
+
+    @classmethod
+    def from_nnunet(cls, batch: dict, device: torch.device, iteration: int = 0) -> UnlabeledBatch:
+        """Takes the two views out of the 2C channels that the two-view transform stacks: strong first, then weak."""
+        views = batch["data"].to(device, non_blocking=True)
+        strong, weak = views.chunk(2, dim=1)
+        return cls(weak.contiguous(), strong.contiguous(), tuple(batch["keys"]), iteration)
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """What a machine believes about unlabeled patches: probabilities, and how much each voxel is to be trusted.
+
+    Always float32 and without gradient. A confidence of 0 takes the voxel out of the loss.
+    """
+
+    prob: Float[Tensor, "U K *S"]
+    confidence: Float[Tensor, "U 1 *S"]  # in [0, 1]
+
+    @classmethod
+    def certain(cls, prob: Float[Tensor, "U K *S"]) -> PseudoLabel:
+        """A pseudo-label that is trusted everywhere."""
+        prob = prob.detach().float()
+        return cls(prob, torch.ones_like(prob[:, :1]))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompted objects, flat: each points at an image of the embedded batch and at a segmentation head.
+
+    Coordinates are in voxels of the patch in array order (z, y, x) or (y, x); an integer is a voxel centre. A backend that
+    wants another order or frame converts at its own border.
+
+    Args:
+        image: index of the image in the embedded batch.
+        head: segmentation head (class or region); never the background.
+        point_coords: N may be 0.
+        point_labels: 1 inside the object, 0 outside, -1 padding.
+        boxes: low and high corner, half-open.
+        mask_logits: natural log-odds of the prompting prediction.
+    """
+
+    image: Int64[Tensor, " P"]
+    head: Int64[Tensor, " P"]
+    point_coords: Float[Tensor, "P N D"]
+    point_labels: Int64[Tensor, "P N"]
+    boxes: Float[Tensor, "P 2 D"] | None = None
+    mask_logits: Float[Tensor, "P *S"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class SamPrediction:
+    """A promptable model's answer, one mask per prompted object: logits with threshold 0, and the IoU it predicts for them."""
+
+    mask_logits: Float[Tensor, "P *S"]
+    iou_predictions: Float[Tensor, " P"]  # in [0, 1]

@@ -1,0 +1,97 @@
+"""Every method in the package must move the student, and nothing else. New method files are taken up by themselves."""
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_semisam.methods import build_method, list_methods
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.teacher import EmaTeacher
+from nnunet_semisam.types import UnlabeledBatch
+
+HEADS = 3
+ARGS = {"fixmatch": {"threshold": 0.4}}
+
+
+class TinyNet(nn.Module):
+    def __init__(self, ndim):
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+        self.body = nn.Sequential(conv(1, 4, 3, padding=1), nn.LeakyReLU(), conv(4, HEADS, 1))
+
+    def forward(self, image):
+        logits = self.body(image)
+        return [logits, logits[..., ::2]]
+
+
+@pytest.fixture(params=[(ndim, regions) for ndim in (2, 3) for regions in (False, True)], ids=str)
+def setting(request):
+    ndim, regions = request.param
+    torch.manual_seed(0)
+    student, other = TinyNet(ndim), TinyNet(ndim)
+    outputs = OutputSpace(HEADS, regions)
+    image = torch.randn(2, 1, *[12, 10, 8][:ndim])
+    unlabeled = UnlabeledBatch(image, image + 0.3 * torch.randn_like(image), ("a", "b"))
+    return student, EmaTeacher(other, outputs, decay=0.9), unlabeled, outputs
+
+
+@pytest.fixture(params=[(name, view) for name in list_methods() for view in ("device", "nnunet")], ids=str)
+def method(request, setting):
+    name, view = request.param
+    return build_method(name, {"view": view, **ARGS.get(name, {})}, setting[3])
+
+
+def test_each_term_moves_the_student_and_only_the_student(method, setting):
+    student, teacher, unlabeled, _ = setting
+    with torch.no_grad():
+        pseudo = method.pseudo_labels(teacher, unlabeled)
+    assert set(pseudo) == set(method.term_names)
+    for name in pseudo:
+        student.zero_grad()
+        method.terms(student, unlabeled, {name: pseudo[name]})[name].backward()
+        norms = [p.grad.norm().item() for p in student.parameters() if p.grad is not None]
+        assert norms and sum(norms) > 1e-8
+        assert all(p.grad is None for p in teacher.network.parameters())
+
+
+def test_gradient_scales_with_the_weight(method, setting):
+    student, teacher, unlabeled, _ = setting
+    pseudo = method.pseudo_labels(teacher, unlabeled)
+    gradients = []
+    for weight in (1.0, 3.0):
+        student.zero_grad()
+        torch.manual_seed(5)
+        (weight * sum(method.terms(student, unlabeled, pseudo).values())).backward()
+        gradients.append(next(student.parameters()).grad.clone())
+    assert torch.allclose(3 * gradients[0], gradients[1], rtol=1e-4, atol=1e-8)
+
+
+def test_pseudo_labels_are_float32_without_gradient_and_confidence_is_a_share(method, setting):
+    _, teacher, unlabeled, outputs = setting
+    for label in method.pseudo_labels(teacher, unlabeled).values():
+        assert label.prob.dtype == label.confidence.dtype == torch.float32
+        assert not label.prob.requires_grad and not label.confidence.requires_grad
+        assert label.prob.shape == (2, outputs.num_heads, *unlabeled.image.shape[2:])
+        assert ((label.confidence >= 0) & (label.confidence <= 1)).all()
+
+
+def test_teacher_sees_the_weak_view_and_the_student_another(method, setting):
+    student, teacher, unlabeled, _ = setting
+    seen = []
+
+    def listening_teacher(image):
+        seen.append(image)
+        return teacher(image)
+
+    method.pseudo_labels(listening_teacher, unlabeled)
+    assert all(torch.equal(image, unlabeled.image) for image in seen)
+    assert not torch.equal(method.student_view(unlabeled), unlabeled.image)
+
+
+def test_agreement_costs_nothing(setting):
+    student, _, unlabeled, outputs = setting
+    still = {"noise_std": 0.0, "contrast": 0.0, "brightness": 0.0, "cutout": 0.0}
+    method = build_method("mean_teacher", {"perturbation": still}, outputs)
+    twin = EmaTeacher(student, outputs, decay=0.9)
+    value = method.terms(student, unlabeled, method.pseudo_labels(twin, unlabeled))["consistency"]
+    assert value.item() < 1e-9
