@@ -1,0 +1,122 @@
+"""`nnUNetv2_semisam_plan`: writes a configuration with a `semisam` section into an nnU-Net plans file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def set_key(section: dict[str, Any], assignment: str) -> None:
+    """Lays "terms.sam.weight=0.5" into the nested `section`. The value is read as JSON, else as a string."""
+    path, sign, text = assignment.partition("=")
+    if not sign or not path:
+        raise ValueError(f"--set {assignment!r}: write key=value, for instance terms.sam.weight=0.5")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, last = path.split(".")
+    for key in parents:
+        if not isinstance(section.get(key), dict):
+            section[key] = {}
+        section = section[key]
+    section[last] = value
+
+
+def write_configuration(
+    plans_file: Path, *, base: str, name: str, section: Mapping[str, Any], replace: bool = False
+) -> dict[str, Any]:
+    """Writes or edits configuration `name`, which inherits from `base`, with a validated `semisam` section.
+
+    An existing section is kept and edited key by key, unless `replace`. The file is replaced in one move.
+
+    Raises:
+        ValueError: unknown configuration, key, method or backend; nothing is written then.
+    """
+    import os
+
+    plans = json.loads(plans_file.read_text())
+    configurations = plans["configurations"]
+    if base not in configurations:
+        raise ValueError(f"{plans_file} has no configuration {base!r}; it has {', '.join(configurations)}")
+    entry = configurations.get(name, {} if name == base else {"inherits_from": base})
+    if name != base and entry.get("inherits_from") != base:
+        raise ValueError(f"{plans_file}: configuration {name!r} exists and does not inherit from {base!r}; use --name")
+    merged = {} if replace else dict(entry.get("semisam", {}))
+    _lay_over(merged, section)
+    check_section(merged)
+    configurations[name] = {**entry, "semisam": merged}
+    temporary = plans_file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(plans, indent=4))
+    os.replace(temporary, plans_file)
+    return merged
+
+
+def check_section(section: Mapping[str, Any]) -> None:
+    """Raises ValueError for whatever the trainer would refuse: keys, values, method, its arguments, backend."""
+    from nnunet_semisam.config import SemiSAMConfig
+    from nnunet_semisam.methods import build_method
+    from nnunet_semisam.ops.outputs import OutputSpace
+    from nnunet_semisam.sam import find_backend
+
+    config = SemiSAMConfig().with_section(section)
+    method = build_method(config.method, config.method_args, OutputSpace(2))
+    config.require_terms((*method.term_names, "sam"))
+    if config.sam is not None:
+        find_backend(config.sam.backend)
+
+
+def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _lay_over(target[key], value)
+        else:
+            target[key] = value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-d", required=True, metavar="DATASET", help="data set id or name")
+    parser.add_argument("-c", default="3d_fullres", help="configuration to inherit from (default: %(default)s)")
+    parser.add_argument("-p", default="nnUNetPlans", help="plans identifier (default: %(default)s)")
+    parser.add_argument("--name", help="name of the written configuration (default: <-c>_semisam)")
+    parser.add_argument("--method", help="semi-supervised method, e.g. mean_teacher, fixmatch")
+    parser.add_argument("--sam", help="generalist, e.g. embedded, segment_anything; 'none' switches it off")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any key of the section, e.g. "
+                        "terms.sam.weight=0.5 sam.planes=4 num_epochs=100")
+    parser.add_argument("--replace", action="store_true", help="forget what the section held before")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    args = _parser().parse_args(argv)
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    section: dict[str, Any] = {} if args.method is None else {"method": args.method}
+    if args.sam is not None:
+        section["sam"] = None if args.sam == "none" else {"backend": args.sam}
+    name = args.name or f"{args.c}_semisam"
+    folder = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(_id_or_name(args.d))
+    try:
+        for assignment in args.set:
+            set_key(section, assignment)
+        written = write_configuration(
+            folder / f"{args.p}.json", base=args.c, name=name, section=section, replace=args.replace
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"nnUNetv2_semisam_plan: {error}") from error
+    print(f"{folder / args.p}.json: configuration {name}\n{json.dumps(written, indent=2)}")
+    print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")
+
+
+def _id_or_name(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What has been preprocessed from what: the file `<data_identifier>_unlabeled.json` beside the preprocessed folder.
+
+A case counts as done when its image files have the recorded size and modification time, the plans decide the same
+result as then, and its preprocessed image is there. The manifest lies beside the folder, not in it: nnU-Net wants one
+kind of file in a folder of cases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+DECISIVE = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+    "preprocessor_name",
+)
+
+
+@dataclass
+class Manifest:
+    """The record of a folder of preprocessed cases: `{case: {"files": {name: [size, mtime]}, "settings": hash}}`.
+
+    Args:
+        folder: the preprocessed folder; the file is `<folder>.json`.
+        settings: hash of what decides the result now, from `settings_hash`.
+    """
+
+    folder: Path
+    settings: str
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, settings: str) -> Manifest:
+        """The manifest of `folder`; a missing or damaged file counts as empty, so that everything is made again."""
+        return cls(folder, settings, _cases_in(_file_of(folder)))
+
+    @property
+    def file(self) -> Path:
+        return _file_of(self.folder)
+
+    def image(self, case: str) -> Path:
+        """Where the preprocessed image of a case is or will be."""
+        return self.folder / f"{case}.b2nd"
+
+    def is_done(self, case: str, files: list[str]) -> bool:
+        """Whether the preprocessed case still follows from its files and from the plans."""
+        return self.cases.get(case) == self._record(files) and self.image(case).is_file()
+
+    def finished_cases(self) -> dict[str, Path]:
+        """All cases that were made with the present settings, for machines that do not have the raw images."""
+        made = [case for case, record in self.cases.items() if record.get("settings") == self.settings]
+        return {case: self.image(case) for case in sorted(made) if self.image(case).is_file()}
+
+    def add(self, case: str, files: list[str]) -> None:
+        """Record a case as done, on disk at once. Cases that another process recorded meanwhile are kept."""
+        self.cases = {**self.cases, **_cases_in(self.file), case: self._record(files)}
+        partial = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(self.cases, indent=1, sort_keys=True))
+        os.replace(partial, self.file)
+
+    def _record(self, files: list[str]) -> dict[str, Any]:
+        return {"files": _fingerprint(files), "settings": self.settings}
+
+
+def settings_hash(plans_manager: Any, configuration_manager: Any) -> str:
+    """Hash of everything in the plans, and of the nnU-Net version, that decides how a preprocessed image looks."""
+    configuration = configuration_manager.configuration
+    decisive = {
+        "configuration": {key: configuration.get(key) for key in DECISIVE},
+        "transpose_forward": plans_manager.transpose_forward,
+        "intensities": plans_manager.foreground_intensity_properties_per_channel,
+        "reader": plans_manager.plans.get("image_reader_writer"),
+        "nnunetv2": version("nnunetv2"),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _file_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _cases_in(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        cases = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(cases, Mapping):
+        return {}
+    return {case: record for case, record in cases.items() if isinstance(record, dict)}
+
+
+def _fingerprint(files: list[str]) -> dict[str, list[int]]:
+    """Size in bytes and modification time in nanoseconds of each file, and of a tiff's spacing file beside it."""
+    stem = files[0].rsplit("_", 1)[0]
+    found = [*files, *([f"{stem}.json"] if os.path.isfile(f"{stem}.json") else [])]
+    return {os.path.basename(name): [os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in found}

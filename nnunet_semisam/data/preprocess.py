@@ -1,0 +1,163 @@
+"""`imagesUn/` → `<data_identifier>_unlabeled/`: nnU-Net's own preprocessing for images without labels.
+
+Only what is missing or has changed is made (see `manifest`). Every case is written into a hidden folder and moved when
+it is whole, so nothing half-written counts as done. Cases that were removed from `imagesUn` are not used any more;
+their preprocessed files stay, and are taken up again if the same image comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import blosc2
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from tqdm import tqdm
+
+from nnunet_semisam.data.manifest import Manifest, settings_hash
+from nnunet_semisam.data.raw_pool import image_problems, list_unlabeled, open_problems
+
+PARTIAL = ".partial-"
+ONE_DAY = 24 * 3600
+
+
+def preprocess_unlabeled(
+    dataset_name: str,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+    *,
+    num_processes: int | None = None,
+    show_progress: bool = True,
+) -> dict[str, Path]:
+    """Preprocesses the cases of `imagesUn` that are missing or have changed.
+
+    Safe to call at every start and by several processes at once: without anything to do it only compares file sizes and
+    times. Where the raw data set folder does not exist (a training machine that has preprocessed data only), the cases
+    that were preprocessed with these plans are returned.
+
+    Args:
+        num_processes: 1 works in this process; None takes nnU-Net's default (`nnUNet_def_n_proc`).
+
+    Returns:
+        The preprocessed image (`.b2nd`) of every case that now lies in `imagesUn`; empty without such a folder.
+
+    Raises:
+        ValueError: wrong names in `imagesUn`, or cases that cannot be preprocessed (all are named; good ones are kept).
+        RuntimeError: a worker process died.
+    """
+    folder = unlabeled_folder(dataset_name, configuration_manager)
+    manifest = Manifest.load(folder, settings_hash(plans_manager, configuration_manager))
+    raw_folder = raw_folder_of(dataset_name)
+    if not raw_folder:
+        return manifest.finished_cases()
+    cases = list_unlabeled(raw_folder, dataset_json)
+    jobs = [(case, files) for case, files in cases.items() if not manifest.is_done(case, files)]
+    if jobs:
+        title = f"Preprocessing unlabeled cases ({configuration_manager.data_identifier})"
+        with _partial_folder(folder) as partial, tqdm(total=len(jobs), desc=title, disable=not show_progress) as bar:
+            work = Work(partial, folder, plans_manager, configuration_manager, dataset_json)
+            _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
+    return {case: manifest.image(case) for case in cases}
+
+
+def unlabeled_folder(dataset_name: str, configuration_manager: ConfigurationManager) -> Path:
+    """Where the preprocessed cases of `imagesUn` lie; configurations that share a data identifier share it."""
+    return Path(nnUNet_preprocessed) / dataset_name / f"{configuration_manager.data_identifier}_unlabeled"
+
+
+def raw_folder_of(dataset_name: str) -> Path | None:
+    """The raw data set folder, or None where this machine does not have it."""
+    folder = Path(nnUNet_raw) / dataset_name if nnUNet_raw.is_set() else None
+    return folder if folder and folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker process knows; called with a case and its files, it returns the case and why it failed, or None."""
+
+    partial: Path
+    folder: Path
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
+
+    def __call__(self, case: str, files: list[str]) -> tuple[str, str | None]:
+        try:
+            self._preprocess(case, files)
+        except Exception as error:
+            reader = self.plans_manager.image_reader_writer_class()
+            problems = open_problems({case: files}, reader, self.dataset_json)
+            return case, "\n".join(problems) or f"{files[0]}: {type(error).__name__}: {error}"
+        return case, None
+
+    def _preprocess(self, case: str, files: list[str]) -> None:
+        preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
+        out = str(self.partial / case)
+        preprocessor.run_case_save(out, files, None, self.plans_manager, self.configuration_manager, self.dataset_json)
+        problems = image_problems(blosc2.open(f"{out}.b2nd", mode="r")[:], files[0], self.dataset_json)
+        if problems:
+            raise ValueError("\n".join(problems))
+        for ending in ("_seg.b2nd", ".pkl", ".b2nd"):  # the image last: it is what counts as done
+            os.replace(out + ending, self.folder / (case + ending))
+
+
+def _outcomes(
+    work: Work, jobs: Sequence[tuple[str, list[str]]], num_processes: int | None
+) -> Iterator[tuple[str, str | None]]:
+    workers = min(num_processes or default_num_processes, os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        yield from (work(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(work, *job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _collect(
+    outcomes: Iterable[tuple[str, str | None]], manifest: Manifest, cases: dict[str, list[str]], bar: tqdm
+) -> None:
+    failures = []
+    try:
+        for case, reason in outcomes:
+            bar.update()
+            if reason is None:
+                manifest.add(case, cases[case])
+            else:
+                failures.append(reason)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process died while preprocessing unlabeled images, most often because memory ran out. Finished cases "
+            "are kept; run nnUNetv2_semisam_preprocess with fewer processes (-np) to make the others."
+        ) from error
+    if failures:
+        raise ValueError(
+            f"{len(failures)} of {bar.total} unlabeled cases could not be preprocessed; correct or remove these files "
+            "and start again (the others are done):\n" + "\n".join(failures)
+        )
+
+
+@contextlib.contextmanager
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """A folder for unfinished files on the same file system. What killed runs have left is removed after a day."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{PARTIAL}*"):
+        if time.time() - left.stat().st_mtime > ONE_DAY:
+            shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

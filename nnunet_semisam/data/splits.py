@@ -1,0 +1,134 @@
+"""Labeled, unlabeled and validation cases of a fold, as `splits_final.json` has them.
+
+nnU-Net's own splits file may carry one more key per fold: `{"train": [...], "unlabeled": [...], "val": [...]}`. The
+cases of `"unlabeled"` lie in `imagesTr` and have labels, but training must not see them. nnU-Net ignores the key, so
+the stock trainer on the same fold is the supervised baseline with the same labeled cases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+WHERE_TO_PUT = (
+    "There are two places for them, which may be used together: images without labels in the folder {images}, named "
+    'like those of imagesTr; and a list "unlabeled" of case names beside "train" and "val" of the fold in {splits}, '
+    "for cases of imagesTr whose labels training shall not see."
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names of one fold. All three are empty where the splits file does not decide (fold "all", no such fold)."""
+
+    labeled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+
+
+def read_split(
+    splits_file: str | Path, fold: int | str, *, known: Collection[str], allow_unlabeled_val: bool = False
+) -> Split:
+    """The cases of `fold`, checked.
+
+    Args:
+        splits_file: nnU-Net's `splits_final.json`; it need not exist.
+        fold: number of the fold, or "all" (which has no hidden cases: it trains on every labeled case).
+        known: names of all cases in the folder of the preprocessed labeled cases.
+        allow_unlabeled_val: a validation case may be an unlabeled case as well (transductive).
+
+    Raises:
+        ValueError: with one line for every problem found.
+    """
+    split = _read(Path(splits_file), fold)
+    problems = split_problems(split, splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return split
+
+
+def split_problems(
+    split: Split, splits_file: str | Path, fold: int | str, *, known: Collection[str], allow_unlabeled_val: bool = False
+) -> list[str]:
+    """What is wrong with a split, one sentence per problem; empty if nothing is."""
+    where = f"fold {fold} of {splits_file}"
+    unlabeled = set(split.unlabeled)
+    problems = []
+    if both := sorted(unlabeled & set(split.labeled)):
+        problems.append(f'{where}: {names(both)} in "train" and in "unlabeled"; remove from one of the two lists.')
+    if not allow_unlabeled_val and (both := sorted(unlabeled & set(split.val))):
+        problems.append(
+            f'{where}: {names(both)} in "val" and in "unlabeled"; remove from "unlabeled", or set '
+            '"allow_unlabeled_val": true in the semisam section of the configuration if this is meant.'
+        )
+    if twice := sorted(case for case in unlabeled if split.unlabeled.count(case) > 1):
+        problems.append(f'{where}: {names(twice)} more than once in "unlabeled"; list every case once.')
+    for key, cases in (("train", split.labeled), ("unlabeled", split.unlabeled), ("val", split.val)):
+        if missing := sorted(set(cases) - set(known)):
+            problems.append(
+                f'{where}: {names(missing)} in "{key}", but not among the {len(known)} preprocessed cases; '
+                "correct the name, or run nnUNetv2_preprocess if the case is new."
+            )
+    return problems
+
+
+def collision_problems(raw_cases: Iterable[str], known: Collection[str], images_folder: str | Path) -> list[str]:
+    """Names that an image of `imagesUn` shares with a labeled case; empty if there are none."""
+    shared = sorted(set(raw_cases) & set(known))
+    if not shared:
+        return []
+    return [
+        f"{images_folder}: {names(shared)} also the name of a case of imagesTr; rename the images in imagesUn (or "
+        'remove them and list the case under "unlabeled" in splits_final.json to hide its label).'
+    ]
+
+
+def no_case_message(images_folder: str | Path, splits_file: str | Path, fold: int | str) -> str:
+    """What a user reads who has given no unlabeled case at all."""
+    places = WHERE_TO_PUT.format(images=images_folder, splits=splits_file)
+    note = ' Fold "all" trains on every labeled case, so only imagesUn counts for it.' if fold == "all" else ""
+    return f"no unlabeled case found for fold {fold}. {places}{note}"
+
+
+def names(cases: Sequence[str], limit: int = 5) -> str:
+    """The beginning of a sentence about some cases, like: 'a', 'b' and 3 more are."""
+    shown = ", ".join(repr(str(case)) for case in cases[:limit])
+    more = f" and {len(cases) - limit} more" if len(cases) > limit else ""
+    return f"{shown}{more} {'is' if len(cases) == 1 else 'are'}"
+
+
+def num_folds(splits_file: str | Path) -> int:
+    """Number of folds in the file, 0 if it does not exist."""
+    return len(_folds(Path(splits_file)))
+
+
+def _folds(splits_file: Path) -> list:
+    if not splits_file.is_file():
+        return []
+    try:
+        splits = json.loads(splits_file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{splits_file} is not valid JSON ({error}); correct or delete it.") from error
+    if not isinstance(splits, list):
+        raise ValueError(f"{splits_file} holds a {type(splits).__name__}; it must be a list with one entry per fold.")
+    return splits
+
+
+def _read(splits_file: Path, fold: int | str) -> Split:
+    splits = [] if fold == "all" else _folds(splits_file)
+    if fold == "all" or int(fold) >= len(splits):
+        return Split()
+    entry = splits[int(fold)]
+    if not isinstance(entry, dict):
+        raise ValueError(f"fold {fold} of {splits_file} is {entry!r}; it must be a dictionary.")
+    labeled, unlabeled, val = (_case_list(entry, key, splits_file, fold) for key in ("train", "unlabeled", "val"))
+    return Split(labeled, unlabeled, val)
+
+
+def _case_list(entry: dict, key: str, splits_file: Path, fold: int | str) -> tuple[str, ...]:
+    cases = entry.get(key, [])
+    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+        raise ValueError(f'fold {fold} of {splits_file}: "{key}" is {cases!r}; it must be a list of case names.')
+    return tuple(cases)

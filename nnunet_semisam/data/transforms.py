@@ -1,0 +1,69 @@
+"""Two views of one patch: the trainer's full augmentation, and its geometry alone, voxel on voxel.
+
+Batchgeneratorsv2 moves a `regression_target` through every spatial transform with the parameters of the image, and
+leaves it alone in intensity transforms. A copy of the image sent along as regression target is therefore the weak view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+NEAR_ZERO = 1e-3  # resampling leaves ripples in the background, which was exactly 0 after normalization
+
+
+class TwoViewTransform:
+    """Wraps a trainer's training transforms; gives the strong and the weak view as 2C channels, strong first.
+
+    Build the wrapped transforms with `deep_supervision_scales=None`, `regions=None` and `is_cascaded=False`.
+
+    With `use_mask_for_norm`, nnU-Net keeps the background at 0, and finds it in the segmentation, which is blank here.
+    The background of such data is found in the image instead: voxels that are near 0 in all channels normalized within
+    the mask. (A channel normalized without the mask is not 0 in the background, and does not take part.) It travels as
+    one more channel of the regression target, and both views are set to 0 there. A voxel of the body that is near 0 by
+    chance is hit as well; in the weak view this changes it by less than `NEAR_ZERO`.
+
+    Args:
+        transform: called with `image`, `segmentation` and `regression_target`, of shape (channels, *S) each.
+        use_mask_for_norm: of the configuration, one flag per channel.
+    """
+
+    def __init__(self, transform: Callable[..., dict], use_mask_for_norm: Sequence[bool] | None = None) -> None:
+        self.transform = transform
+        self.masked_channels = [channel for channel, masked in enumerate(use_mask_for_norm or ()) if masked]
+
+    def __call__(self, *, image: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
+        """`image` (C, *S before) → `image` (2C, *S after), and the `segmentation` as the transforms leave it.
+
+        Raises:
+            ValueError: the wrapped transforms change the image's channels or do not carry a regression target.
+        """
+        channels = image.shape[0]
+        companion = torch.cat([image, self._body(image)])  # always a copy: intensity transforms work in place
+        moved = self.transform(image=image, segmentation=segmentation, regression_target=companion)
+        strong, companion = moved["image"], moved.get("regression_target")
+        if companion is None or strong.shape != companion[:channels].shape:
+            shapes = [tuple(strong.shape), None if companion is None else tuple(companion.shape)]
+            raise ValueError(
+                f"the training transforms give image and regression target of shapes {shapes}, but two views need the "
+                f"same {channels} channel(s); a transform that adds channels (cascade) or drops regression_target "
+                "cannot be used for unlabeled images."
+            )
+        views = torch.cat([strong, companion[:channels]])
+        if self.masked_channels:
+            self._clear_background(views, companion[channels] < 0.5)
+        return {"image": views, "segmentation": moved["segmentation"]}
+
+    def _body(self, image: Tensor) -> Tensor:
+        """1 in the body, 0 in the background, as one channel; no channel where nothing is masked."""
+        if not self.masked_channels:
+            return image[:0]
+        return (image[self.masked_channels].abs() > NEAR_ZERO).any(0, keepdim=True).to(image.dtype)
+
+    def _clear_background(self, views: Tensor, background: Tensor) -> None:
+        channels = views.shape[0] // 2
+        for channel in self.masked_channels:
+            views[channel][background] = 0
+            views[channels + channel][background] = 0

@@ -1,0 +1,34 @@
+"""Where the checkpoints of generalists lie: the one fact about the machine that no configuration holds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "nnUNet_sam_checkpoints"
+
+
+def checkpoint_folder() -> Path:
+    """The folder of SAM checkpoints: `nnUNet_sam_checkpoints`, or `nnunet_semisam` in the user's cache folder."""
+    if folder := os.environ.get(VARIABLE):
+        return Path(folder).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "nnunet_semisam"
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of a checkpoint given as an absolute path (`~` is expanded) or as a name in `checkpoint_folder()`.
+
+    Raises:
+        FileNotFoundError: no such file; the message names the value, the place looked in and the cure.
+    """
+    given = Path(name).expanduser()
+    path = given if given.is_absolute() else checkpoint_folder() / given
+    if path.is_file():
+        return path
+    origin = f"the variable {VARIABLE}" if os.environ.get(VARIABLE) else f"the default; {VARIABLE} is not set"
+    looked = f"as {path}" if given.is_absolute() else f"in {path.parent} ({origin})"
+    raise FileNotFoundError(
+        f"semisam: sam.checkpoint is {name!r}, looked for {looked}: no such file. Put the file there, "
+        f"point {VARIABLE} at the folder that holds it, or give an absolute path"
+    )

@@ -1,0 +1,70 @@
+"""Promptable segmentation models ("generalists"), found by file name: one public file in `backends/` is one backend."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import torch
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.paths import find_checkpoint
+from nnunet_semisam.sam import backends
+from nnunet_semisam.sam.base import SamBackend
+
+
+def list_backends() -> list[str]:
+    """Names of the backends of this package. Imports none of them."""
+    return sorted(m.name for m in pkgutil.iter_modules(backends.__path__) if not m.name.startswith("_"))
+
+
+def find_backend(name: str) -> type[SamBackend]:
+    """The backend class in `sam/backends/<name>.py`, or in the module of a dotted name such as "my_lab.my_sam".
+
+    Raises:
+        ValueError: no such backend, or a module that does not define exactly one; the message lists the known ones.
+    """
+    if "." not in name and name not in list_backends():
+        raise ValueError(_unknown(name))
+    path = name if "." in name else f"{backends.__name__}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # the module exists, but something that it imports does not
+        raise ValueError(_unknown(name)) from error
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    found = [c for c in classes if issubclass(c, SamBackend)]
+    if len(found) != 1:
+        raise ValueError(f"semisam: module {module.__name__} must define one SamBackend; it defines {len(found)}")
+    return found[0]
+
+
+def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
+    """The configured backend on `device`: `Backend(checkpoint, device, **backend_args)`.
+
+    Raises:
+        ValueError: unknown backend or backend argument.
+        FileNotFoundError: `config.checkpoint` is given but is no file.
+    """
+    backend = find_backend(config.backend)
+    known = _backend_args(backend)
+    for name in config.backend_args:
+        if name not in known and "**" not in known:
+            raise ValueError(
+                f"semisam: unknown key {name!r} in sam.backend_args of backend {config.backend!r}; "
+                f"known keys are {', '.join(known) or 'none'}"
+            )
+    checkpoint = None if config.checkpoint is None else str(find_checkpoint(config.checkpoint))
+    return backend(checkpoint, device, **config.backend_args)
+
+
+def _backend_args(backend: type[SamBackend]) -> list[str]:
+    """Names of the constructor's arguments beyond checkpoint and device; "**" where it takes any."""
+    parameters = list(inspect.signature(backend).parameters.values())[2:]
+    return ["**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+
+
+def _unknown(name: str) -> str:
+    return f"semisam: unknown sam.backend {name!r}; known are {', '.join(list_backends())}, or a dotted module"

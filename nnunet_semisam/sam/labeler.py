@@ -1,0 +1,106 @@
+"""From teacher to pseudo-label: prompt the generalist with the teacher's prediction, and judge its answer.
+
+SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316) takes SAM's masks as they come. Here every answer carries a
+weight: SAM's predicted IoU times its stability score (IoU of the masks at logits -1 and +1; Kirillov et al., ICCV 2023,
+https://arxiv.org/abs/2304.02643) times its agreement (Dice) with the mask that prompted it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.fuse import Answers, fuse
+from nnunet_semisam.sam.planes import Planes, choose_planes
+from nnunet_semisam.sam.prompts import prompts_from_prob, select
+from nnunet_semisam.types import Prompts, PseudoLabel
+
+MAX_ITEMS = 32  # prompted objects per call of a backend's decoder
+
+
+class SamLabeler:
+    """Makes the pseudo-label "sam" out of images and the teacher's probabilities.
+
+    `stats` describes the last call: "agreement" (mean Dice between the teacher's and SAM's masks over all prompted
+    objects, 0 without any), "coverage" (share of voxels with confidence above 0), "items", "dropped" (items that agreed
+    too little), "seconds".
+
+    Args:
+        outputs: what the heads of the network mean.
+        max_items: how many objects are decoded at once; bounds the memory.
+    """
+
+    def __init__(
+        self, backend: SamBackend, config: SamConfig, outputs: OutputSpace, *, max_items: int = MAX_ITEMS
+    ) -> None:
+        self.backend, self.config, self.outputs, self.max_items = backend, config, outputs, max_items
+        self.stats: dict[str, float] = {}
+
+    @torch.no_grad()
+    def __call__(self, image: Float[Tensor, "U C *S"], prob: Float[Tensor, "U K *S"], iteration: int) -> PseudoLabel:
+        """Probabilities and confidences in float32; confidence 0 wherever SAM was not asked or is not believed.
+
+        Args:
+            image: as nnU-Net normalises it; the view that the teacher saw.
+            prob: the teacher's probabilities.
+            iteration: chooses the planes that a 2D generalist is asked about in a 3D patch.
+        """
+        begin = time.perf_counter()
+        image, prob = image.detach().float(), prob.detach().float()
+        planes = self._planes(prob, iteration)
+        pseudo, answers = self._label(planes.take(image), planes.take(prob))
+        pseudo = planes.scatter(pseudo, elsewhere=prob)
+        believed = answers.agreement >= self.config.min_agreement
+        self.stats = {
+            "agreement": answers.agreement.mean().item() if len(answers.agreement) else 0.0,
+            "coverage": (pseudo.confidence > 0).float().mean().item(),
+            "items": float(len(answers.agreement)),
+            "dropped": float((~believed).sum().item()),
+            "seconds": time.perf_counter() - begin,
+        }
+        return pseudo
+
+    def _planes(self, prob: Float[Tensor, "U K *S"], iteration: int) -> Planes:
+        ndim = prob.ndim - 2
+        if ndim in self.backend.ndims:
+            return Planes()
+        if 2 not in self.backend.ndims or ndim != 3:
+            served = " and ".join(f"{n}D" for n in self.backend.ndims)
+            raise ValueError(
+                f"semisam: sam.backend {self.config.backend!r} serves {served} images, but the configuration's patches "
+                f"are {ndim}D; choose a backend for {ndim}D"
+            )
+        objects = self.outputs.harden(prob)[:, list(self.outputs.foreground_heads)] > 0
+        config = self.config
+        return choose_planes(
+            objects, axis=config.axis, budget=config.planes, iteration=iteration, min_voxels=config.min_voxels
+        )
+
+    def _label(self, image: Float[Tensor, "V C *T"], prob: Float[Tensor, "V K *T"]) -> tuple[PseudoLabel, Answers]:
+        prompts = prompts_from_prob(prob, outputs=self.outputs, config=self.config)
+        hard = self.outputs.harden(prob) > 0
+        answers = self._ask(image, prompts, hard)
+        kept = answers.only(answers.agreement >= self.config.min_agreement)
+        return fuse(prob, hard, kept, self.outputs), answers
+
+    def _ask(self, image: Float[Tensor, "V C *T"], prompts: Prompts, hard: Bool[Tensor, "V K *T"]) -> Answers:
+        """Every image with items is encoded once; all items are decoded together, `max_items` at a time."""
+        if not len(prompts):
+            return Answers.none(image)
+        images, position = prompts.image.unique(return_inverse=True)
+        embedding = self.backend.embed(image[images])
+        asked = replace(prompts, image=position)
+        parts = []
+        for start in range(0, len(prompts), self.max_items):
+            chunk = slice(start, start + self.max_items)
+            predicted = self.backend.decode(embedding, select(asked, chunk))
+            mask = hard[prompts.image[chunk], prompts.head[chunk]]
+            parts.append(Answers.judged(select(prompts, chunk), predicted, mask))
+        return Answers.joined(parts)

@@ -1,0 +1,83 @@
+"""The unlabeled stream of a trainer: its pool of cases, its loader, and the trainer's own augmentation as two views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_semisam.data.loader import build_unlabeled_loader
+from nnunet_semisam.data.pool import unlabeled_pool
+from nnunet_semisam.data.transforms import TwoViewTransform
+from nnunet_semisam.data.unlabeled import UnlabeledDataset
+
+
+def prepare_pool(trainer: nnUNetTrainer, *, allow_val: bool) -> dict[str, Path]:
+    """Finds the unlabeled cases of the trainer's fold and preprocesses what is missing; under DDP, rank 0 does the work.
+
+    Raises:
+        ValueError: no unlabeled case, or something is wrong with one; the message has the cure.
+    """
+
+    def pool() -> dict[str, Path]:
+        return unlabeled_pool(
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            trainer.dataset_json,
+            trainer.fold,
+            allow_unlabeled_val=allow_val,
+        )
+
+    if not trainer.is_ddp:
+        return pool()
+    if trainer.local_rank == 0:
+        pool()
+    dist.barrier()
+    return pool()
+
+
+def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, *, batch_size: int | None) -> Any:
+    """An endless iterator of batches with two views.
+
+    Args:
+        geometry: what `configure_rotation_dummyDA_mirroring_and_inital_patch_size` returned.
+        batch_size: None = that of the labeled batches.
+    """
+    rotation, dummy_2d, initial_patch_size, mirror_axes = geometry
+    configuration = trainer.configuration_manager
+    transforms = trainer.get_training_transforms(
+        configuration.patch_size, rotation, None, mirror_axes, dummy_2d,
+        use_mask_for_norm=configuration.use_mask_for_norm, is_cascaded=False,
+        foreground_labels=trainer.label_manager.foreground_labels, regions=None,
+        ignore_label=trainer.label_manager.ignore_label,
+    )  # fmt: skip
+    return build_unlabeled_loader(
+        UnlabeledDataset(pool),
+        TwoViewTransform(transforms, configuration.use_mask_for_norm),
+        batch_size=batch_size or trainer.batch_size,
+        initial_patch_size=[int(side) for side in initial_patch_size],
+        patch_size=configuration.patch_size,
+        label_manager=trainer.label_manager,
+        pin_memory=trainer.device.type == "cuda",
+    )
+
+
+def choose_no_kernels_by_timing(loader: Any) -> None:
+    """Makes a single-threaded loader repeatable: Gaussian blur else picks the faster of two convolutions by a stop-watch,
+    whose results differ in the last bits."""
+    for transform in _nested(getattr(getattr(loader, "data_loader", None), "transforms", None)):
+        if isinstance(transform, GaussianBlurTransform):
+            transform.benchmark = False
+
+
+def _nested(transform: Any) -> Iterator[Any]:
+    if transform is None:
+        return
+    yield transform
+    inner = getattr(transform, "transforms", None) or [getattr(transform, "transform", None)]
+    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+        yield from _nested(child)

@@ -1,0 +1,284 @@
+"""The engine: nnU-Net's trainer with an unlabeled stream, an EMA teacher and a SAM that the teacher prompts.
+
+SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316) as a mixin for nnU-Net v2 trainers. nnU-Net's loop,
+planning, augmentation, validation and prediction stay its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_semisam.checkpoint import KEY, random_state, restore_random_state, seed_everything, write_atomically
+from nnunet_semisam.config import SemiSAMConfig
+from nnunet_semisam.curves import Curves
+from nnunet_semisam.data.loader import close_unlabeled_loader
+from nnunet_semisam import stream
+from nnunet_semisam.methods import build_method
+from nnunet_semisam.methods._sam_assisted import SamAssisted
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam import build_backend
+from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.teacher import EmaTeacher, bare
+from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
+
+if TYPE_CHECKING:
+    Base = nnUNetTrainer
+else:
+    Base = object
+
+
+class SemiSAM(Base):
+    """Mixin for nnU-Net trainers: `class MyTrainer(SemiSAM, nnUNetTrainerDA5)`.
+
+    Configuration: defaults < `preset` of the class < `semisam` section of the configuration in the plans file. With
+    every term at weight 0 the stock `train_step` runs on stock batches.
+    """
+
+    preset = SemiSAMConfig()
+    uses_sam = True  # False: without SAM, whatever the section says
+    max_gradient_norm = 12.0  # nnU-Net's; set it to what the other parent class clips at
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads exactly this signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded:
+            raise NotImplementedError(f"{type(self).__name__}: cascaded configurations are not supported yet")
+        section = self.configuration_manager.configuration.get("semisam", {})
+        self.semisam = self.preset.with_section(section)
+        if not self.uses_sam:
+            self.semisam = replace(self.semisam, sam=None)
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
+            setattr(self, name, getattr(self.semisam, name) or getattr(self, name))
+        self.outputs = OutputSpace(self.label_manager.num_segmentation_heads, self.label_manager.has_regions)
+        self.method = build_method(self.semisam.method, self.semisam.method_args, self.outputs)
+        self.semisam.require_terms((*self.method.term_names, "sam"))
+        self.sam_assisted: SamAssisted | None = None
+        self.teacher: EmaTeacher | None = None
+        self.dataloader_unlabeled: Any = None
+        self.curves = Curves()
+        self.iteration = 0
+        self._resumed: dict[str, Any] | None = None
+        self._geometry: tuple | None = None
+
+    # --- nnU-Net's life cycle -----------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        if self.semisam.seed is not None:
+            seed_everything(self.semisam.seed + self.local_rank)
+        super().initialize()
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        resumed, self._resumed = self._resumed, None
+        self.write_configuration()
+        if self.semisam.active_terms():
+            self.unlabeled_pool = stream.prepare_pool(self, allow_val=self.semisam.allow_unlabeled_val)
+            self.sam_assisted = self.build_sam()
+            self.teacher = EmaTeacher(self.network, self.outputs, decay=self.semisam.ema_decay)
+            if resumed is not None and resumed["teacher"] is not None:
+                self.teacher.load_state_dict(resumed["teacher"])
+        super().on_train_start()
+        if resumed is not None:
+            restore_random_state(resumed["random_state"])
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 (nnU-Net's name)
+        self._geometry = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return self._geometry
+
+    def get_dataloaders(self):
+        loaders = super().get_dataloaders()
+        if self.semisam.active_terms():
+            self.dataloader_unlabeled = stream.open_stream(
+                self, self.unlabeled_pool, self._geometry, batch_size=self.semisam.unlabeled_batch_size
+            )
+        if self.semisam.seed is not None:
+            for loader in (*loaders, self.dataloader_unlabeled):
+                stream.choose_no_kernels_by_timing(loader)
+        return loaders
+
+    def train_step(self, batch: dict) -> dict:
+        """One iteration: nnU-Net's loss on labeled patches, plus what the method asks of the student on unlabeled ones."""
+        weights = self.semisam.weights(self.iteration, self.num_epochs * self.num_iterations_per_epoch)
+        if any(weights.values()):
+            step = self.semi_supervised_step(batch, weights)
+        else:
+            step = super().train_step(batch)
+        if self.teacher is not None:
+            self.teacher.update(self.network, self.iteration)
+        self.curves.add({f"weight/{name}": weight for name, weight in weights.items()})
+        self.iteration += 1
+        return step
+
+    def semi_supervised_step(self, batch: dict, weights: dict[str, float]) -> dict:
+        """Gradient of all terms and one step of the optimiser. Terms of weight 0 are not computed, SAM is not called."""
+        labeled = LabeledBatch.from_nnunet(batch, self.device)
+        unlabeled = UnlabeledBatch.from_nnunet(next(self.dataloader_unlabeled), self.device, self.iteration)
+
+        # what do we believe about the unlabeled patches?
+        asks_sam = self.sam_assisted is not None and weights.get("sam", 0) > 0
+        source = self.sam_assisted if asks_sam else self.method
+        with torch.no_grad(), self.autocast():
+            pseudo = source.pseudo_labels(self.teacher, unlabeled)
+        pseudo = {name: label for name, label in pseudo.items() if weights.get(name, 0) > 0}
+
+        # what must the student do about it? (unlabeled first: under DDP the last backward exchanges the gradients)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.without_gradient_exchange():
+            with self.autocast():
+                terms = self.method.terms(self.network, unlabeled, pseudo)
+                unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
+            self.backward(unsupervised)
+        with self.autocast():
+            supervised = self.loss(self.network(labeled.image), labeled.target)
+        self.backward(supervised)
+        self.clip_and_step()
+
+        self.record(terms, pseudo, supervised, asks_sam)
+        return {"loss": (supervised + unsupervised).detach().cpu().numpy()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        for name, value in sorted(self.curves.end_epoch(self.current_epoch).items()):
+            self.print_to_log_file(f"semisam {name}: {value:.5g}")
+            for logger in self.logger.loggers:
+                logger.log(f"semisam/{name}", value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            self.curves.plot(os.path.join(self.output_folder, "progress_semisam.png"))
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
+            self.write_teacher_checkpoint()
+        close_unlabeled_loader(self.dataloader_unlabeled)
+
+    # --- pieces of a step ---------------------------------------------------------------------------------------
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """As nnU-Net has it: mixed precision on CUDA, nothing elsewhere."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def without_gradient_exchange(self) -> contextlib.AbstractContextManager:
+        """DDP's `no_sync`; nothing without DDP."""
+        return self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss`, scaled where mixed precision is on."""
+        if loss.requires_grad:
+            (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+
+    def clip_and_step(self) -> None:
+        """Clips the gradient norm and steps the optimiser."""
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def record(self, terms: dict, pseudo: dict, supervised: torch.Tensor, asks_sam: bool) -> None:
+        """Notes the numbers of this iteration; one transfer from the device."""
+        values = {f"loss/{name}": term for name, term in terms.items()}
+        values |= {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
+        values["loss/supervised"] = supervised
+        numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()
+        self.curves.add(dict(zip(values, numbers, strict=True)))
+        if asks_sam and self.sam_assisted is not None:
+            self.curves.add({f"sam/{name}": value for name, value in self.sam_assisted.labeler.stats.items()})
+
+    # --- set-up and files ---------------------------------------------------------------------------------------
+
+    def build_sam(self) -> SamAssisted | None:
+        """The method with SAM at its side; None where no term asks for SAM."""
+        if self.semisam.sam is None or "sam" not in self.semisam.active_terms():
+            return None
+        backend = build_backend(self.semisam.sam, self.device)
+        return SamAssisted(self.method, SamLabeler(backend, self.semisam.sam, self.outputs))
+
+    def write_configuration(self) -> None:
+        """Prints the resolved configuration and writes it as `semisam.json` into the fold folder."""
+        from batchgenerators.utilities.file_and_folder_operations import save_json
+
+        self.print_to_log_file("semisam configuration:", self.semisam.as_dict(), "\n", add_timestamp=False)
+        if self.local_rank == 0:
+            save_json(self.semisam.as_dict(), os.path.join(self.output_folder, "semisam.json"), sort_keys=False)
+
+    def stock_trainer_name(self) -> str:
+        """The nearest nnU-Net class with the same architecture: the name under which a checkpoint can be predicted with
+        where this package is not installed."""
+        builder = type(self).build_network_architecture
+        for parent in type(self).__mro__:
+            if parent.__module__.startswith("nnunetv2.") and parent.build_network_architecture is builder:
+                return parent.__name__
+        return type(self).__name__
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        buffer = BytesIO()
+        super().save_checkpoint(buffer)
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint["trainer_name"] = self.stock_trainer_name()
+        checkpoint[KEY] = {
+            "trainer_name": type(self).__name__,
+            "iteration": self.iteration,
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
+            "configuration": self.semisam.as_dict(),
+            "curves": self.curves.state_dict(),
+            "random_state": random_state(),
+        }
+        write_atomically(checkpoint, filename)
+
+    def write_teacher_checkpoint(self) -> None:
+        """`checkpoint_final_teacher.pth`: the final checkpoint with the teacher's weights."""
+        final = os.path.join(self.output_folder, "checkpoint_final.pth")
+        checkpoint = torch.load(final, map_location="cpu", weights_only=False)
+        checkpoint["network_weights"] = checkpoint[KEY].pop("teacher")
+        write_atomically(checkpoint, os.path.join(self.output_folder, "checkpoint_final_teacher.pth"))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        if KEY not in checkpoint:
+            self.iteration = self.current_epoch * self.num_iterations_per_epoch
+            self.print_to_log_file("semisam: a checkpoint of another trainer; the teacher starts as a copy of the student")
+            return
+        self._resumed = checkpoint[KEY]
+        self.iteration = self._resumed["iteration"]
+        self.curves.load_state_dict(self._resumed["curves"])
+        if self._resumed["configuration"] != self.semisam.as_dict():
+            self.print_to_log_file("WARNING: semisam configuration changed since the checkpoint was written. It was",
+                                   self._resumed["configuration"])
+
+
+class nnUNetTrainerSemiSAM(SemiSAM, nnUNetTrainer):  # noqa: N801 (nnU-Net's naming)
+    """Student, EMA teacher, and SAM prompted by the teacher (SemiSAM, arXiv 2312.06316)."""
+
+
+class nnUNetTrainerMeanTeacher(SemiSAM, nnUNetTrainer):  # noqa: N801
+    """Student and EMA teacher (arXiv 1703.01780), without SAM."""
+
+    uses_sam = False

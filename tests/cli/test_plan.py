@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+from nnunet_semisam.cli.plan import main, set_key, write_configuration
+from nnunet_semisam.config import SemiSAMConfig
+
+
+@pytest.fixture
+def plans_file(tmp_path):
+    file = tmp_path / "nnUNetPlans.json"
+    file.write_text(json.dumps({"configurations": {"3d_fullres": {"batch_size": 2}}}))
+    return file
+
+
+def configurations(file):
+    return json.loads(file.read_text())["configurations"]
+
+
+def test_written_section_is_what_the_trainer_reads(plans_file):
+    section = {"method": "fixmatch", "sam": {"planes": 4}, "num_epochs": 7}
+    write_configuration(plans_file, base="3d_fullres", name="3d_fullres_semisam", section=section)
+    entry = configurations(plans_file)["3d_fullres_semisam"]
+    assert entry["inherits_from"] == "3d_fullres"
+    config = SemiSAMConfig().with_section(entry["semisam"])
+    assert (config.method, config.sam.planes, config.num_epochs) == ("fixmatch", 4, 7)
+    assert configurations(plans_file)["3d_fullres"] == {"batch_size": 2}
+
+
+def test_second_call_edits_and_replace_forgets(plans_file):
+    where = {"base": "3d_fullres", "name": "x"}
+    write_configuration(plans_file, **where, section={"sam": {"planes": 4}})
+    assert write_configuration(plans_file, **where, section={"sam": {"axis": 0}}) == {"sam": {"planes": 4, "axis": 0}}
+    assert write_configuration(plans_file, **where, section={"seed": 1}, replace=True) == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "section, word",
+    [
+        ({"methd": "x"}, "methd"),
+        ({"method": "x"}, "mean_teacher"),
+        ({"sam": {"backend": "sam9"}}, "embedded"),
+        ({"method_args": {"x": 1}}, "view"),
+        ({"terms": {"foo": {"weight": 1}}}, "consistency"),
+    ],
+)
+def test_bad_section_is_refused_and_nothing_is_written(plans_file, section, word):
+    before = plans_file.read_text()
+    with pytest.raises(ValueError, match=word):
+        write_configuration(plans_file, base="3d_fullres", name="x", section=section)
+    assert plans_file.read_text() == before
+
+
+def test_unknown_base_is_told_what_exists(plans_file):
+    with pytest.raises(ValueError, match="3d_fullres"):
+        write_configuration(plans_file, base="3d_full", name="x", section={})
+
+
+def test_set_reads_nested_json_and_strings():
+    section: dict = {"sam": {"planes": 3}}
+    for assignment in ("sam.axis=alternate", "terms.sam.weight=0.5", 'sam.prompts=["box"]', "seed=4"):
+        set_key(section, assignment)
+    assert section == {
+        "sam": {"planes": 3, "axis": "alternate", "prompts": ["box"]},
+        "terms": {"sam": {"weight": 0.5}},
+        "seed": 4,
+    }
+    with pytest.raises(ValueError, match="key=value"):
+        set_key(section, "seed")
+
+
+def test_command_writes_the_configuration(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    folder = tmp_path / "Dataset555_Toy"
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": {"2d": {}}}))
+    main(["-d", "Dataset555_Toy", "-c", "2d", "--sam", "none", "--set", "num_epochs=3"])
+    assert configurations(folder / "nnUNetPlans.json")["2d_semisam"]["semisam"] == {"sam": None, "num_epochs": 3}
+    assert "nnUNetv2_train Dataset555_Toy 2d_semisam" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="num_epoch"):
+        main(["-d", "Dataset555_Toy", "-c", "2d", "--set", "num_epoch=3"])

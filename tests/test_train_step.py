@@ -1,0 +1,192 @@
+"""The engine on a toy data set: zero weights equal stock nnU-Net, every term counts, no label of an unlabeled case does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from stub_sam import StubSam
+from toy_trainer import NAME, REGIONS, SAM_SECTION, UNLABELED, build, locations, save_case, short, weights, write_preprocessed
+
+from nnunet_semisam.checkpoint import seed_everything
+from nnunet_semisam.curves import Curves
+from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
+
+NO_TERMS = {"consistency": {"weight": 0}, "sam": {"weight": 0}}
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The toy data set, loaders in this process, and a stub in SAM's place; returns the stub."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    write_preprocessed(tmp_path / "nnUNet_preprocessed")
+    stub = StubSam()
+    monkeypatch.setattr("nnunet_semisam.trainer.build_backend", lambda config, device: stub)
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)  # seconds per epoch
+    monkeypatch.setattr(Curves, "plot", lambda self, file: None)
+    return stub
+
+
+def trained(trainer=nnUNetTrainerSemiSAM, section=None, **settings):
+    built = build(trainer, short() if section is None else section, **settings)
+    built.run_training()
+    return built
+
+
+def stepped(section, batches, trainer=nnUNetTrainerSemiSAM, **settings):
+    """A trainer after one step per batch, all random numbers drawn from the same start."""
+    built = build(trainer, section, **settings)
+    seed_everything(3)
+    if not built.was_initialized:
+        built.initialize()
+    seed_everything(4)
+    built.on_train_start()
+    built.on_train_epoch_start()
+    seed_everything(5)
+    for batch in batches:
+        built.train_step(batch)
+    return built
+
+
+@pytest.fixture
+def batches(toy):
+    built = build(nnUNetTrainer)
+    built.initialize()
+    built.on_train_start()
+    return [next(built.dataloader_train) for _ in range(3)]
+
+
+@pytest.mark.parametrize("patch_size", [(16, 16), (16, 16, 16)], ids=str)
+def test_all_weights_zero_equals_stock_bit_for_bit(toy, patch_size):
+    stock = build(nnUNetTrainer, patch_size=patch_size)
+    seed_everything(3)
+    stock.initialize()
+    stock.on_train_start()
+    same_batches = [next(stock.dataloader_train) for _ in range(3)]
+    section = short(terms=NO_TERMS)
+    section.pop("seed")
+    ours = build(nnUNetTrainerSemiSAM, section, patch_size=patch_size)
+    seed_everything(3)
+    ours.initialize()
+    ours.on_train_start()
+    assert torch.equal(weights(stock), weights(ours))
+    for trainer in (stock, ours):
+        trainer.on_train_epoch_start()
+        for batch in same_batches:
+            trainer.train_step(batch)
+    assert torch.equal(weights(stock), weights(ours))
+    assert ours.teacher is None and ours.dataloader_unlabeled is None and toy.calls == 0
+
+
+@pytest.mark.parametrize("labels", [None, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("term", ["consistency", "sam"])
+def test_each_term_alone_changes_the_student_by_its_weight(toy, term, labels):
+    def after(weight):
+        terms = {name: {"weight": weight if name == term else 0, "schedule": "constant"} for name in NO_TERMS}
+        return weights(trained(section=short(terms=terms), labels=labels))
+
+    faint, half, full = after(1e-9), after(0.5), after(1.0)
+    assert not torch.equal(half, full)
+    assert 0 < (half - faint).norm() < (full - faint).norm()
+
+
+def test_sam_is_asked_only_while_its_weight_is_above_zero(toy, batches):
+    terms = {"sam": {"weight": 1.0, "schedule": "linear_rampdown", "iterations": 2}}
+    stepped(short(terms=terms), batches)  # weights 1, 0.5, 0
+    assert toy.calls == 2
+
+
+def test_mean_teacher_has_no_sam(toy):
+    trainer = trained(nnUNetTrainerMeanTeacher)
+    assert toy.calls == 0
+    assert set(trainer.curves.epochs) >= {"loss/consistency", "loss/supervised", "weight/consistency"}
+
+
+def test_same_seed_same_weights_and_another_seed_others(toy):
+    first, second, other = trained(), trained(), trained(section=short(seed=8))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_labels_of_unlabeled_cases_do_not_matter(toy, tmp_path):
+    clean = trained()
+    folder = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_toy"
+    random = np.random.RandomState(0)
+    for name in UNLABELED:
+        image, seg, _, _ = nnUNetDatasetBlosc2(str(folder), [name]).load_case(name)
+        image, noise = image[:], random.randint(0, 3, seg.shape).astype(np.int8)
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{name}{ending}").unlink()
+        save_case(image, noise, {"class_locations": locations(noise)}, str(folder / name))
+    assert torch.equal(weights(clean), weights(trained()))
+
+
+def test_images_of_unlabeled_cases_do_matter(toy, tmp_path):
+    clean = trained()
+    folder = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_toy"
+    for name in UNLABELED:
+        image, seg, _, properties = nnUNetDatasetBlosc2(str(folder), [name]).load_case(name)
+        image, seg = -image[:], seg[:]
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{name}{ending}").unlink()
+        save_case(image, seg, properties, str(folder / name))
+    assert not torch.equal(weights(clean), weights(trained()))
+
+
+def test_run_folder_has_configuration_curves_and_both_checkpoints(toy, monkeypatch):
+    trainer = trained()
+    folder = trainer.output_folder
+    monkeypatch.undo()
+    trainer.curves.plot(f"{folder}/progress_semisam.png")
+    with open(f"{folder}/semisam.json") as file:
+        assert json.load(file)["sam"]["min_voxels"] == SAM_SECTION["min_voxels"]
+    student = torch.load(f"{folder}/checkpoint_final.pth", weights_only=False)
+    teacher = torch.load(f"{folder}/checkpoint_final_teacher.pth", weights_only=False)
+    key = next(iter(student["network_weights"]))
+    assert student["network_weights"].keys() == teacher["network_weights"].keys()
+    assert torch.equal(teacher["network_weights"][key], trainer.teacher.state_dict()[key])
+    assert not torch.equal(student["network_weights"][key], teacher["network_weights"][key])
+    for name in ("loss/sam", "weight/sam", "sam/agreement", "used_voxels/sam", "sam/seconds"):
+        assert len(trainer.curves.epochs[name]) == 1
+    with open(f"{folder}/progress_semisam.png", "rb") as file:
+        assert file.read(4) == b"\x89PNG"
+
+
+def test_w_and_b_gets_the_curves(toy):
+    trainer = build(nnUNetTrainerSemiSAM, short())
+    seen = {}
+
+    class Listener:
+        def log(self, key, value, step):
+            seen[key] = (value, step)
+
+        def update_config(self, config):
+            pass
+
+    trainer.logger.loggers.append(Listener())
+    trainer.run_training()
+    assert seen["semisam/loss/sam"][1] == 0
+    assert seen["semisam/weight/sam"][0] > 0
+
+
+@pytest.mark.parametrize(
+    "section, word",
+    [({"metod": 1}, "metod"), ({"method": "nothing"}, "mean_teacher"), ({"terms": {"x": {"weight": 1}}}, "consistency")],
+)
+def test_mistakes_in_the_section_are_refused_at_construction(toy, section, word):
+    with pytest.raises(ValueError, match=word):
+        build(nnUNetTrainerSemiSAM, section)
+
+
+def test_no_unlabeled_case_is_an_error_before_training(toy, tmp_path):
+    file = tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    split = json.loads(file.read_text())
+    split[0].pop("unlabeled")
+    file.write_text(json.dumps(split))
+    with pytest.raises(ValueError, match="imagesUn"):
+        trained()
