@@ -34,9 +34,11 @@ def prepare_pool(trainer: nnUNetTrainer, *, allow_val: bool) -> dict[str, Path]:
 
     if not trainer.is_ddp:
         return pool()
-    if trainer.local_rank == 0:
-        pool()
-    dist.barrier()
+    try:
+        if trainer.local_rank == 0:
+            pool()
+    finally:
+        dist.barrier()  # in any case: an error of rank 0 must not leave the others waiting
     return pool()
 
 

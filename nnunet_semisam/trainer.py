@@ -87,7 +87,6 @@ class SemiSAM(Base):
         resumed, self._resumed = self._resumed, None
         self.write_configuration()
         if self.semisam.active_terms():
-            self.unlabeled_pool = stream.prepare_pool(self, allow_val=self.semisam.allow_unlabeled_val)
             self.sam_assisted = self.build_sam()
             self.teacher = EmaTeacher(self.network, self.outputs, decay=self.semisam.ema_decay)
             if resumed is not None and resumed["teacher"] is not None:
@@ -101,10 +100,12 @@ class SemiSAM(Base):
         return self._geometry
 
     def get_dataloaders(self):
+        asks = bool(self.semisam.active_terms())
+        pool = stream.prepare_pool(self, allow_val=self.semisam.allow_unlabeled_val) if asks else {}
         loaders = super().get_dataloaders()
-        if self.semisam.active_terms():
+        if asks:
             self.dataloader_unlabeled = stream.open_stream(
-                self, self.unlabeled_pool, self._geometry, batch_size=self.semisam.unlabeled_batch_size
+                self, pool, self._geometry, batch_size=self.semisam.unlabeled_batch_size
             )
         if self.semisam.seed is not None:
             for loader in (*loaders, self.dataloader_unlabeled):

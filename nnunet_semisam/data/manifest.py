@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+SAVE_EVERY = 2  # seconds
 DECISIVE = (
     "spacing",
     "normalization_schemes",
@@ -40,6 +42,8 @@ class Manifest:
     folder: Path
     settings: str
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _own: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    _saved_at: float = field(default=0.0, init=False)
 
     @classmethod
     def load(cls, folder: Path, settings: str) -> Manifest:
@@ -64,11 +68,18 @@ class Manifest:
         return {case: self.image(case) for case in sorted(made) if self.image(case).is_file()}
 
     def add(self, case: str, files: list[str]) -> None:
-        """Record a case as done, on disk at once. Cases that another process recorded meanwhile are kept."""
-        self.cases = {**self.cases, **_cases_in(self.file), case: self._record(files)}
+        """Record a case as done; the file follows within seconds, so that a kill loses next to nothing."""
+        self.cases[case] = self._own[case] = self._record(files)
+        if time.monotonic() - self._saved_at > SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file in one move. Cases that another process has recorded meanwhile are kept."""
+        self.cases = {**self.cases, **_cases_in(self.file), **self._own}
         partial = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         partial.write_text(json.dumps(self.cases, indent=1, sort_keys=True))
         os.replace(partial, self.file)
+        self._saved_at = time.monotonic()
 
     def _record(self, files: list[str]) -> dict[str, Any]:
         return {"files": _fingerprint(files), "settings": self.settings}

@@ -30,6 +30,7 @@ from nnunet_semisam.data.raw_pool import image_problems, list_unlabeled, open_pr
 
 PARTIAL = ".partial-"
 ONE_DAY = 24 * 3600
+MOST_FOR_3D = 4  # nnUNetv2_preprocess's default for 3d_fullres: volumes take memory
 
 
 def preprocess_unlabeled(
@@ -48,7 +49,7 @@ def preprocess_unlabeled(
     that were preprocessed with these plans are returned.
 
     Args:
-        num_processes: 1 works in this process; None takes nnU-Net's default (`nnUNet_def_n_proc`).
+        num_processes: 1 works in this process; None takes nnU-Net's default (`nnUNet_def_n_proc`), at most 4 in 3D.
 
     Returns:
         The preprocessed image (`.b2nd`) of every case that now lies in `imagesUn`; empty without such a folder.
@@ -93,6 +94,10 @@ class Work:
     configuration_manager: ConfigurationManager
     dataset_json: dict
 
+    @property
+    def is_2d(self) -> bool:
+        return len(self.configuration_manager.patch_size) == 2
+
     def __call__(self, case: str, files: list[str]) -> tuple[str, str | None]:
         try:
             self._preprocess(case, files)
@@ -116,14 +121,17 @@ class Work:
 def _outcomes(
     work: Work, jobs: Sequence[tuple[str, list[str]]], num_processes: int | None
 ) -> Iterator[tuple[str, str | None]]:
-    workers = min(num_processes or default_num_processes, os.cpu_count() or 1, len(jobs))
+    default = default_num_processes if work.is_2d else min(default_num_processes, MOST_FOR_3D)
+    workers = min(num_processes or default, os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from (work(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(work, *job) for job in jobs]
-        for future in as_completed(futures):
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(work, *job) for job in jobs]):
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt need not wait for what has not begun
 
 
 def _collect(
@@ -142,6 +150,8 @@ def _collect(
             "a process died while preprocessing unlabeled images, most often because memory ran out. Finished cases "
             "are kept; run nnUNetv2_semisam_preprocess with fewer processes (-np) to make the others."
         ) from error
+    finally:
+        manifest.save()
     if failures:
         raise ValueError(
             f"{len(failures)} of {bar.total} unlabeled cases could not be preprocessed; correct or remove these files "

@@ -118,7 +118,7 @@ def _folds(splits_file: Path) -> list:
 
 def _read(splits_file: Path, fold: int | str) -> Split:
     splits = [] if fold == "all" else _folds(splits_file)
-    if fold == "all" or int(fold) >= len(splits):
+    if not splits or int(fold) >= len(splits):
         return Split()
     entry = splits[int(fold)]
     if not isinstance(entry, dict):

@@ -1,0 +1,172 @@
+"""`nnUNetv2_semisam_check`: the unlabeled pool and the set-up, checked before hours are spent."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_semisam.data.dataset import PlannedDataset
+
+
+@dataclass
+class Report:
+    """What was found: facts for the reader, and problems that keep training from starting or spoil it."""
+
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def attempt(self, check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Result of a check, or None if it raised one of the errors that are meant for users."""
+        try:
+            return check(*args, **kwargs)
+        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+            self.problem(*str(error).split("\n"))
+
+    def problem(self, *found: str) -> None:
+        """Adds problems; what is already known (another configuration has it, too) is not repeated."""
+        self.problems += [problem for problem in found if problem not in self.problems]
+
+    def __str__(self) -> str:
+        verdict = f"{len(self.problems)} problem(s):" if self.problems else "no problem found."
+        return "\n".join([*self.facts, verdict, *(f"  - {problem}" for problem in self.problems)])
+
+
+def check_setup(
+    dataset: int | str,
+    *,
+    configurations: list[str] | None = None,
+    plans_name: str = "nnUNetPlans",
+    fold: int | str | None = None,
+) -> Report:
+    """Opens every image of `imagesUn` and checks splits, `semisam` sections and SAM checkpoints; changes nothing.
+
+    Args:
+        configurations: None = the usual ones and those with a `semisam` section, as far as they are preprocessed.
+        fold: None = all folds of `splits_final.json`.
+
+    Raises:
+        ValueError: no such data set, plans or configuration.
+    """
+    from nnunet_semisam.data.dataset import PlannedDataset
+
+    planned = PlannedDataset.open(dataset, plans_name)
+    chosen = planned.configurations(configurations or _usual(planned))
+    report = Report([f"data set: {planned.name}, plans: {plans_name}"])
+    images = _check_images(planned, report)
+    for name, manager in chosen.items():
+        section = manager.configuration.get("semisam", {})
+        if section:
+            _check_section(name, section, report)
+        folder = planned.folder / manager.data_identifier
+        if configurations is None and not folder.is_dir():
+            report.facts.append(f"{name}: not preprocessed, splits not checked")
+        else:
+            known = report.attempt(planned.labeled_cases, manager)
+            if known:
+                _check_splits(planned, known, images, report, fold=fold, name=name, section=section)
+    return report
+
+
+def _usual(planned: PlannedDataset) -> list[str]:
+    from nnunet_semisam.data.dataset import DEFAULT_CONFIGURATIONS
+
+    every = planned.configurations(planned.plans_manager.available_configurations)
+    return [
+        name for name, manager in every.items() if name in DEFAULT_CONFIGURATIONS or "semisam" in manager.configuration
+    ]
+
+
+def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
+    """Case names in `imagesUn`."""
+    from tqdm import tqdm
+
+    from nnunet_semisam.data.preprocess import raw_folder_of
+    from nnunet_semisam.data.raw_pool import FOLDER, open_problems, scan_unlabeled
+
+    raw_folder = raw_folder_of(planned.name)
+    if raw_folder is None:
+        report.facts.append(f"{FOLDER}: not checked, this machine has no raw folder of {planned.name} (nnUNet_raw)")
+        return []
+    cases, problems = scan_unlabeled(raw_folder, planned.dataset_json)
+    report.facts.append(f"{raw_folder / FOLDER}: {len(cases)} case(s)")
+    reader = planned.plans_manager.image_reader_writer_class()
+    report.problem(*problems, *open_problems(cases, reader, planned.dataset_json, progress=tqdm))
+    return list(cases)
+
+
+def _check_section(name: str, section: dict, report: Report) -> None:
+    from nnunet_semisam.cli.plan import check_section
+    from nnunet_semisam.config import SemiSAMConfig
+    from nnunet_semisam.paths import find_checkpoint
+
+    known = len(report.problems)
+    config = report.attempt(SemiSAMConfig().with_section, section)
+    if config is not None:
+        report.attempt(check_section, section)
+        if config.sam and config.sam.checkpoint:
+            report.attempt(find_checkpoint, config.sam.checkpoint)
+    for index in range(known, len(report.problems)):
+        report.problems[index] = f"configuration {name}: {report.problems[index]}"
+
+
+def _check_splits(
+    planned: PlannedDataset, known: list[str], images: list[str], report: Report, *,
+    fold: int | str | None, name: str, section: dict,
+) -> None:  # fmt: skip
+    from nnunet_semisam.data.preprocess import raw_folder_of
+    from nnunet_semisam.data.raw_pool import FOLDER
+    from nnunet_semisam.data.splits import collision_problems, no_case_message, num_folds, read_split
+
+    splits_file = planned.folder / "splits_final.json"
+    place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
+    report.problem(*collision_problems(images, known, place))
+    allow = bool(section.get("allow_unlabeled_val", False))
+    counts = {}
+    for number in range(report.attempt(num_folds, splits_file) or 0) if fold is None else [fold]:
+        split = report.attempt(read_split, splits_file, number, known=known, allow_unlabeled_val=allow)
+        counts[number] = len(split.unlabeled) if split else 0
+        if split:
+            report.facts.append(
+                f"{name}, fold {number}: {len(split.labeled) or 'all'} labeled, {counts[number]} hidden + "
+                f"{len(images)} from {FOLDER} unlabeled, {len(split.val)} validation case(s)"
+            )
+    if not images and not any(counts.values()):
+        report.problem(no_case_message(place, splits_file, "(any)" if fold is None else fold))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 1 if there is a problem."""
+    args = _parser().parse_args(argv)
+    try:
+        report = check_setup(args.d, configurations=args.c, plans_name=args.p, fold=args.f)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    return 1 if report.problems else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_semisam_check",
+        description="Checks the unlabeled images, the splits, the semisam sections of the plans and the SAM "
+        "checkpoints of a data set, and lists all problems. Nothing is changed.",
+    )
+    parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: those that are preprocessed")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: %(default)s)")
+    parser.add_argument("-f", metavar="FOLD", type=_fold, help='number of a fold or "all" (default: every fold)')
+    return parser
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The commands nnUNetv2_semisam_preprocess and nnUNetv2_semisam_check."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from toy_dataset import NAME, toy  # noqa: F401 (a fixture)
+
+from nnunet_semisam.cli import check, preprocess
+
+
+@pytest.fixture
+def ready(toy):  # noqa: F811
+    """A data set on which everything is right."""
+    for seed, case in enumerate("abcd"):
+        toy.preprocessed_case(case, seed=seed)
+    toy.splits({"train": ["a"], "unlabeled": ["b"], "val": ["c"]}, {"train": ["a", "b"], "val": ["c"]})
+    toy.image("x")
+    return toy
+
+
+@pytest.mark.parametrize("command", ["preprocess", "check"])
+def test_help_is_quick_and_imports_nothing_heavy(command):
+    code = (
+        f"import sys; from nnunet_semisam.cli.{command} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "assert not {'torch', 'nnunetv2', 'numpy', 'blosc2'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    took = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert f"nnUNetv2_semisam_{command}" in done.stdout and "-d ID" in done.stdout
+    assert took < 3  # half a second on an idle machine
+
+
+def test_preprocess_by_number_and_by_name(ready, capsys):
+    assert preprocess.main(["-d", "901", "-c", "3d_fullres", "2d", "-np", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "nnUNetPlans_3d_fullres_unlabeled: 1" in told and "nnUNetPlans_2d_unlabeled: 1" in told
+    assert (ready.preprocessed / "nnUNetPlans_2d_unlabeled" / "x.b2nd").is_file()
+    assert preprocess.main(["-d", NAME, "-np", "1"]) == 0
+    assert "nnUNetPlans_2d_unlabeled: 1" in capsys.readouterr().out  # the default takes what is planned
+
+
+def test_preprocess_tells_what_is_wrong_and_returns_1(ready, capsys):
+    ready.image("bad").write_bytes(b"")
+    assert preprocess.main(["-d", "901", "-c", "3d_fullres", "-np", "1"]) == 1
+    assert "bad_0000" in capsys.readouterr().err
+    assert preprocess.main(["-d", "901", "-p", "other"]) == 1
+    assert "nnUNetv2_plan_and_preprocess" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        preprocess.main(["-d", "901", "-np", "0"])
+
+
+def test_check_of_a_good_set_up(ready, capsys):
+    assert check.main(["-d", "901"]) == 0
+    told = capsys.readouterr().out
+    assert "no problem found" in told and "2d: not preprocessed" in told
+    assert "3d_fullres, fold 0: 1 labeled, 1 hidden + 1 from imagesUn unlabeled, 1 validation" in told
+    assert "3d_fullres, fold 1: 2 labeled, 0 hidden" in told
+    assert not (ready.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").exists()  # nothing is changed
+
+
+def test_check_of_one_fold_and_of_all(ready, capsys):
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "fold 1" in told and "fold 0" not in told
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "all"]) == 0
+    assert "fold all: all labeled, 0 hidden + 1" in capsys.readouterr().out
+
+
+def test_check_lists_all_problems_and_returns_1(ready, capsys):
+    ready.image("a")
+    ready.image("bad").write_bytes(b"")
+    (ready.raw / "imagesUn" / "label.nii.gz").touch()
+    ready.splits({"train": ["a", "b"], "unlabeled": ["b"], "val": ["zebra"]})
+    ready.edit_plans("3d_semisam", inherits_from="3d_fullres", semisam={"ema_dekay": 0.9})
+    ready.edit_plans("3d_sam", inherits_from="3d_fullres", semisam={"sam": {"checkpoint": "no_such_file.pth"}})
+    assert check.main(["-d", "901"]) == 1
+    told = capsys.readouterr().out
+    for word in (
+        "'a' is also the name",
+        "bad_0000.nii.gz: SimpleITKIO cannot open it",
+        "label.nii.gz has no channel number",
+        '\'b\' is in "train" and in "unlabeled"',
+        "'zebra' is in \"val\"",
+        "configuration 3d_semisam: semisam: unknown key 'ema_dekay'",
+        "configuration 3d_sam: semisam: sam.checkpoint is 'no_such_file.pth'",
+    ):
+        assert told.count(word) == 1, word
+    assert "7 problem(s)" in told
+
+
+def test_check_respects_allow_unlabeled_val(ready, capsys):
+    ready.splits({"train": ["a"], "unlabeled": ["c"], "val": ["c"]})
+    assert check.main(["-d", "901"]) == 1
+    assert "allow_unlabeled_val" in capsys.readouterr().out
+    ready.edit_plans(semisam={"allow_unlabeled_val": True})
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+
+
+def test_check_without_any_unlabeled_case(ready, capsys):
+    (ready.raw / "imagesUn" / "x_0000.nii.gz").unlink()
+    assert check.main(["-d", "901"]) == 0  # fold 0 hides a case
+    assert check.main(["-d", "901", "-f", "1"]) == 1
+    assert "no unlabeled case found for fold 1" in capsys.readouterr().out
+
+
+def test_check_of_an_unknown_data_set_or_an_unpreprocessed_configuration(ready, capsys):
+    assert check.main(["-d", "902"]) == 1
+    assert "902" in capsys.readouterr().err
+    assert check.main(["-d", "901", "-c", "2d"]) == 1
+    assert "no preprocessed case" in capsys.readouterr().out

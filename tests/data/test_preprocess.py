@@ -1,0 +1,269 @@
+"""Preprocessing of imagesUn: like nnU-Net's, only what is missing or has changed, nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from concurrent.futures.process import BrokenProcessPool
+
+import blosc2
+import numpy as np
+import pytest
+from toy_dataset import plans
+
+from nnunet_semisam.data import preprocess
+from nnunet_semisam.data.dataset import PlannedDataset, labeled_cases, preprocess_dataset
+from nnunet_semisam.data.manifest import Manifest
+from nnunet_semisam.data.pool import unlabeled_pool
+from nnunet_semisam.data.preprocess import preprocess_unlabeled
+from nnunet_semisam.data.unlabeled import UnlabeledDataset
+
+
+def run(toy, configuration="3d_fullres", num_processes=1):
+    manager, configuration_manager, dataset_json = toy.managers(configuration)
+    return preprocess_unlabeled(
+        toy.raw.name, manager, configuration_manager, dataset_json, num_processes=num_processes, show_progress=False
+    )
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Names of the cases that are really preprocessed."""
+    cases = []
+    call = preprocess.Work.__call__
+    monkeypatch.setattr(
+        preprocess.Work, "__call__", lambda work, case, files: cases.append(case) or call(work, case, files)
+    )
+    return cases
+
+
+def test_the_result_is_that_of_nnunet(toy):
+    file = toy.image("x", spacing=1.3)
+    path = run(toy)["x"]
+    assert path == toy.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "x.b2nd"
+    manager, configuration, dataset_json = toy.managers()
+    stock = configuration.preprocessor_class(verbose=False)
+    image, _, _ = stock.run_case([str(file)], None, manager, configuration, dataset_json)
+    assert image.shape[1:] == (13, 18, 16)
+    np.testing.assert_array_equal(blosc2.open(str(path))[:], image)
+    properties = pickle.loads(path.with_suffix(".pkl").read_bytes())
+    assert properties["shape_before_cropping"] == (10, 14, 12) and "class_locations" not in properties
+
+
+def test_only_what_is_missing_or_has_changed_is_made(toy, made):
+    files = [toy.image(case, seed=seed) for seed, case in enumerate("xyz")]
+    run(toy)
+    run(toy)
+    assert made == ["x", "y", "z"]
+    os.utime(files[1], ns=(1, 1))
+    toy.image("v")
+    made.clear()
+    assert list(run(toy)) == ["v", "x", "y", "z"]
+    assert made == ["v", "y"]
+
+
+@pytest.mark.parametrize("loss", ["image", "manifest", "damaged manifest"])
+def test_what_got_lost_is_made_again(toy, made, loss):
+    toy.image("x")
+    path = run(toy)["x"]
+    manifest = path.parent.with_name(f"{path.parent.name}.json")
+    if loss == "image":
+        path.unlink()
+    elif loss == "manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:10])
+    run(toy)
+    assert made == ["x", "x"] and path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"spacing": [2.0, 1.0, 1.0]}, True),
+        ({"normalization_schemes": ["NoNormalization"]}, True),
+        ({"use_mask_for_norm": [True]}, True),
+        ({"batch_size": 7, "patch_size": [4, 4, 4], "semisam": {}}, False),
+    ],
+)
+def test_plans_that_decide_another_result_make_all_again(toy, made, change, again):
+    toy.image("x")
+    run(toy)
+    toy.edit_plans(**change)
+    run(toy)
+    assert len(made) == (2 if again else 1)
+
+
+def test_a_removed_image_is_not_used(toy):
+    toy.image("x")
+    removed = toy.image("y")
+    assert list(run(toy)) == ["x", "y"]
+    removed.unlink()
+    assert list(run(toy)) == ["x"]
+
+
+def test_without_the_raw_folder_what_was_made_is_used(toy, monkeypatch):
+    toy.image("x")
+    made = run(toy)
+    monkeypatch.delenv("nnUNet_raw")
+    assert run(toy) == made
+    toy.edit_plans(spacing=[2.0, 1.0, 1.0])
+    assert run(toy) == {}
+
+
+def test_all_failures_are_told_and_the_good_ones_kept(toy, made):
+    toy.image("good")
+    toy.image("broken").write_bytes(b"no image")
+    toy.image("short").write_bytes(b"")
+    with pytest.raises(ValueError) as error:
+        run(toy)
+    message = str(error.value)
+    assert "2 of 3" in message and "broken_0000" in message and "short_0000" in message and "good_0000" not in message
+    made.clear()
+    toy.image("broken"), toy.image("short")
+    assert list(run(toy)) == ["broken", "good", "short"]
+    assert made == ["broken", "short"]
+
+
+def test_an_image_with_nan_is_refused(toy):
+    import nibabel
+
+    toy.write(toy.preprocessed / "nnUNetPlans.json", plans(reader="NibabelIO"))  # SimpleITK reads NaN of NIfTI as 0
+    file = toy.image("x")
+    image = np.asarray(nibabel.load(file).dataobj).copy()
+    image[0, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), file)
+    with pytest.raises(ValueError, match="x_0000.nii.gz.*not finite"):
+        run(toy)
+
+
+def test_a_kill_leaves_nothing_that_counts_as_done(toy, monkeypatch):
+    toy.image("x")
+    replace = os.replace
+
+    def killed(source, target):
+        if str(source).endswith(".b2nd"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(toy)
+    folder = toy.preprocessed / "nnUNetPlans_3d_fullres_unlabeled"
+    assert not list(folder.glob("*.b2nd")) and not Manifest.load(folder, "any").cases
+    assert run(toy)["x"].is_file()
+    assert not list(folder.glob(f"{preprocess.PARTIAL}*"))
+
+
+def test_what_is_done_before_an_interrupt_stays_done(toy, made, monkeypatch):
+    for seed, case in enumerate("xyz"):
+        toy.image(case, seed=seed)
+    save_case = preprocess.Work._preprocess
+
+    def interrupted(work, case, files):
+        if case == "z":
+            raise KeyboardInterrupt
+        save_case(work, case, files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess.Work, "_preprocess", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(toy)
+    made.clear()
+    run(toy)
+    assert made == ["z"]
+
+
+def test_two_processes_at_once_keep_each_others_records(toy):
+    files = {case: [str(toy.image(case))] for case in "xy"}
+    folder = toy.preprocessed / "some_unlabeled"
+    one, other = (Manifest.load(folder, "settings") for _ in range(2))
+    one.add("x", files["x"])
+    other.add("y", files["y"])
+    one.save()
+    assert set(Manifest.load(folder, "settings").cases) == {"x", "y"}
+
+
+def test_a_dead_worker_is_an_error_with_a_cure(toy, monkeypatch):
+    def dies(work, jobs, num_processes):
+        yield "x", None
+        raise BrokenProcessPool
+
+    toy.image("x"), toy.image("y")
+    monkeypatch.setattr(preprocess, "_outcomes", dies)
+    with pytest.raises(RuntimeError, match="memory.*-np"):
+        run(toy)
+
+
+def test_several_processes_give_the_same_and_all_failures(toy):
+    for seed, case in enumerate("xy"):
+        toy.image(case, seed=seed)
+    toy.image("bad").write_bytes(b"")
+    with pytest.raises(ValueError, match="bad_0000"):
+        run(toy, num_processes=2)
+    spawned = {case: blosc2.open(str(path))[:] for case, path in run_without(toy, "bad").items()}
+    for path in (toy.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").glob("*.b2nd"):
+        path.unlink()
+    for case, path in run(toy).items():
+        np.testing.assert_array_equal(blosc2.open(str(path))[:], spawned[case])
+
+
+def run_without(toy, case):
+    (toy.raw / "imagesUn" / f"{case}_0000.nii.gz").unlink()
+    return run(toy)
+
+
+def test_configurations_that_share_their_data_are_made_once(toy, made):
+    toy.image("x")
+    counts = preprocess_dataset("901", configurations=["3d_fullres", "3d_other", "2d"], num_processes=1)
+    assert counts == {"nnUNetPlans_3d_fullres": 1, "nnUNetPlans_2d": 1}
+    assert made == ["x", "x"]
+
+
+def test_no_image_no_plans_no_configuration_are_told(toy):
+    with pytest.raises(ValueError, match="imagesUn.*named like those of imagesTr"):
+        preprocess_dataset(toy.raw.name)
+    with pytest.raises(ValueError, match="nnUNetv2_plan_and_preprocess.*found: nnUNetPlans"):
+        PlannedDataset.open(901, "other")
+    with pytest.raises(ValueError, match="3d_nothing.*known: 2d, 3d_fullres"):
+        preprocess_dataset(901, configurations=["3d_nothing"])
+    with pytest.raises(ValueError, match="902"):
+        PlannedDataset.open(902)
+
+
+def test_the_older_npz_format_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", data=np.zeros(1))
+    with pytest.raises(ValueError, match="image and label in one file"):
+        labeled_cases(tmp_path)
+
+
+def test_the_pool_adds_both_sources(toy):
+    for seed, case in enumerate("abc"):
+        toy.preprocessed_case(case, seed=seed)
+    toy.splits({"train": ["a"], "unlabeled": ["b"], "val": ["c"]})
+    toy.image("x")
+    pool = unlabeled_pool(*toy.managers(), 0, num_processes=1)
+    assert {case: path.parent.name for case, path in pool.items()} == {
+        "b": "nnUNetPlans_3d_fullres",
+        "x": "nnUNetPlans_3d_fullres_unlabeled",
+    }
+    assert UnlabeledDataset(pool).load_case("x")[0].shape == UnlabeledDataset(pool).load_case("b")[0].shape
+    assert list(unlabeled_pool(*toy.managers(), "all", num_processes=1)) == ["x"]
+
+
+def test_an_empty_pool_and_a_shared_name_are_told(toy, monkeypatch):
+    toy.preprocessed_case("a")
+    with pytest.raises(ValueError, match="no unlabeled case.*imagesUn.*splits_final.json"):
+        unlabeled_pool(*toy.managers(), 0)
+    toy.image("a")
+    with pytest.raises(ValueError, match="'a' is also the name"):
+        unlabeled_pool(*toy.managers(), 0, num_processes=1)
+
+
+def test_the_manifest_is_readable_json_beside_the_folder(toy):
+    file = toy.image("x")
+    folder = run(toy)["x"].parent
+    record = json.loads(folder.with_name(f"{folder.name}.json").read_text())
+    assert record["x"]["files"] == {"x_0000.nii.gz": [file.stat().st_size, file.stat().st_mtime_ns]}

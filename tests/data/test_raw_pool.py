@@ -1,0 +1,115 @@
+"""The folder imagesUn: listing by names only, and everything that can be wrong in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from toy_dataset import dataset_json
+
+from nnunet_semisam.data.raw_pool import list_unlabeled, open_problems, scan_unlabeled
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Makes a raw folder of empty files: listing must not open them."""
+
+    def make(*unlabeled: str, labeled: tuple[str, ...] = ("a_0000.nii.gz", "b_0000.nii.gz")):
+        for folder, names in (("imagesTr", labeled), ("imagesUn", unlabeled)):
+            (tmp_path / folder).mkdir()
+            for name in names:
+                (tmp_path / folder / name).touch()
+        return tmp_path
+
+    return make
+
+
+def problems_of(raw_folder, **more):
+    return scan_unlabeled(raw_folder, dataset_json(**more))[1]
+
+
+def test_lists_the_same_files_as_nnunet(raw):
+    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+
+    names = [f"{case}_000{channel}.nii.gz" for case in ("x_1", "x_0000", "y") for channel in (1, 0)]
+    folder = raw(*names, labeled=("a_0000.nii.gz", "a_0001.nii.gz"))
+    cases = list_unlabeled(folder, dataset_json(2))
+    assert list(cases) == ["x_0000", "x_1", "y"]
+    theirs = create_lists_from_splitted_dataset_folder(str(folder / "imagesUn"), ".nii.gz", num_processes=1)
+    assert list(cases.values()) == theirs
+
+
+def test_no_folder_is_no_case(tmp_path):
+    assert list_unlabeled(tmp_path, dataset_json()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.nii.gz", ["no channel number", "label"]),
+        ("a.nii.gz", ["no channel number", "label"]),
+        ("x_0000.nrrd", [".nii.gz", "file_ending", "convert"]),
+        ("x_0001.nii.gz", ["'x'", "0001", "imagesTr", "add or remove"]),
+        ("a_0000.nii.gz", ["'a' is", "imagesTr", "rename"]),
+        ("x_seg_0000.nii.gz", ["'x_seg'", "rename"]),
+    ],
+)
+def test_a_wrong_name_is_told_with_its_cure(raw, name, words):
+    folder = raw("good_0000.nii.gz", name)
+    (problem,) = problems_of(folder)
+    for word in [*words, str(folder / "imagesUn")]:
+        assert word in problem
+    with pytest.raises(ValueError, match="imagesUn"):
+        list_unlabeled(folder, dataset_json())
+
+
+def test_a_missing_channel_is_a_problem(raw):
+    folder = raw("x_0000.nii.gz", labeled=("a_0000.nii.gz", "a_0001.nii.gz"))
+    (problem,) = problems_of(folder, channels=2)
+    assert "0000, 0001" in problem
+
+
+def test_one_rgb_file_with_three_channels_is_right(raw):
+    assert problems_of(raw("x_0000.nii.gz"), channels=3) == []
+
+
+def test_names_that_differ_by_case_only_and_folders_are_problems(raw):
+    folder = raw("x_0000.nii.gz", "X_0000.nii.gz")
+    (folder / "imagesUn" / "more").mkdir()
+    problems = problems_of(folder)
+    assert len(problems) == 2 and "is a folder" in problems[0] and "upper and lower case" in problems[1]
+
+
+def test_hidden_files_and_spacing_files_of_tiff_are_ignored(raw):
+    folder = raw(".DS_Store", "x_0000.tif", "x.json", labeled=("a_0000.tif",))
+    assert list(list_unlabeled(folder, dataset_json(file_ending=".tif"))) == ["x"]
+
+
+class FakeReader:
+    """Serves what the test wants to be read."""
+
+    def __init__(self, image, spacing=(1, 1, 1)):
+        self.image, self.spacing = image, spacing
+
+    def read_images(self, files):
+        if self.image is None:
+            raise OSError("truncated")
+        return self.image, {"spacing": self.spacing}
+
+
+@pytest.mark.parametrize(
+    ("reader", "word"),
+    [
+        (FakeReader(None), "truncated"),
+        (FakeReader(np.zeros((2, 3, 3, 3))), "2 channels"),
+        (FakeReader(np.full((1, 3, 3, 3), np.nan)), "not finite"),
+        (FakeReader(np.zeros((1, 3, 3, 3)), (1, 0, 1)), "spacing"),
+        (FakeReader(np.zeros((1, 3, 3, 3)), (1, np.nan, 1)), "spacing"),
+    ],
+)
+def test_a_bad_image_is_named(reader, word):
+    (problem,) = open_problems({"x": ["dir/x_0000.nii.gz"]}, reader, dataset_json())
+    assert word in problem and "dir/x_0000.nii.gz" in problem
+
+
+def test_a_good_image_has_no_problem():
+    assert open_problems({"x": ["x_0000.nii.gz"]}, FakeReader(np.zeros((1, 3, 3, 3))), dataset_json()) == []

@@ -1,0 +1,87 @@
+"""The splits file: what each fold says, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nnunet_semisam.data.splits import Split, collision_problems, no_case_message, num_folds, read_split
+
+KNOWN = ("a", "b", "c", "d")
+FOLD = {"train": ["a"], "unlabeled": ["b", "c"], "val": ["d"]}
+
+
+@pytest.fixture
+def splits_file(tmp_path):
+    def write(*folds):
+        file = tmp_path / "splits_final.json"
+        file.write_text(json.dumps(list(folds)))
+        return file
+
+    return write
+
+
+def test_reads_the_fold_that_is_asked_for(splits_file):
+    file = splits_file({"train": ["d"], "val": ["a"]}, FOLD)
+    assert read_split(file, 1, known=KNOWN) == Split(("a",), ("b", "c"), ("d",))
+    assert read_split(file, "0", known=KNOWN) == Split(("d",), (), ("a",))
+    assert num_folds(file) == 2
+
+
+def test_no_hidden_cases_for_all_beyond_the_file_and_without_a_file(splits_file, tmp_path):
+    file = splits_file(FOLD)
+    assert read_split(file, "all", known=KNOWN) == Split()
+    assert read_split(file, 1, known=KNOWN) == Split()
+    assert read_split(tmp_path / "none.json", 0, known=KNOWN) == Split()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train": ["a", "b"]}, ["'b' is", '"train"', "remove"]),
+        ({"val": ["d", "c"]}, ["'c' is", '"val"', "allow_unlabeled_val"]),
+        ({"unlabeled": ["b", "b"]}, ["'b' is", "more than once"]),
+        ({"unlabeled": ["b", "zebra"]}, ["'zebra' is", '"unlabeled"', "preprocessed"]),
+        ({"train": ["a", "yak"]}, ["'yak' is", '"train"']),
+        ({"unlabeled": "b"}, ["'b'", "list of case names"]),
+        ({"unlabeled": [3]}, ["[3]", "list of case names"]),
+    ],
+)
+def test_an_error_names_value_file_and_cure(splits_file, change, words):
+    file = splits_file(FOLD | change)
+    with pytest.raises(ValueError) as error:
+        read_split(file, 0, known=KNOWN)
+    for word in [*words, str(file)]:
+        assert word in str(error.value)
+
+
+def test_all_problems_come_at_once(splits_file):
+    file = splits_file({"train": ["a", "b"], "unlabeled": ["b", "d"], "val": ["d", "zebra"]})
+    with pytest.raises(ValueError) as error:
+        read_split(file, 0, known=KNOWN)
+    assert len(str(error.value).split("\n")) == 3
+
+
+def test_a_validation_case_may_be_unlabeled_when_allowed(splits_file):
+    file = splits_file(FOLD | {"val": ["c"]})
+    assert read_split(file, 0, known=KNOWN, allow_unlabeled_val=True).unlabeled == ("b", "c")
+
+
+@pytest.mark.parametrize("text", ["{", '{"train": []}', "[3]"])
+def test_a_damaged_file_is_named(tmp_path, text):
+    file = tmp_path / "splits_final.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="splits_final.json"):
+        read_split(file, 0, known=KNOWN)
+
+
+def test_an_image_must_not_share_its_name_with_a_labeled_case():
+    (problem,) = collision_problems(["b", "x"], KNOWN, "raw/imagesUn")
+    assert "'b' is" in problem and "raw/imagesUn" in problem and "rename" in problem
+    assert collision_problems(["x"], KNOWN, "raw/imagesUn") == []
+
+
+def test_no_case_at_all_tells_both_places():
+    message = no_case_message("raw/imagesUn", "pre/splits_final.json", 0)
+    assert "raw/imagesUn" in message and "pre/splits_final.json" in message and '"unlabeled"' in message
