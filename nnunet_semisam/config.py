@@ -57,6 +57,8 @@ class SamConfig:
             _one_of("prompts", kind, PROMPT_KINDS)
         if not self.prompts:
             raise ValueError(f"semisam: sam.prompts is empty; choose from {', '.join(PROMPT_KINDS)}")
+        if set(self.prompts) == {"negative_points"}:
+            raise ValueError("semisam: sam.prompts is negative_points alone, which finds no object; add others")
         _one_of("axis", self.axis, (0, 1, 2, "alternate"))
         for name in ("num_points", "planes", "min_voxels"):
             _at_least(name, getattr(self, name), 1)

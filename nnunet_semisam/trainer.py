@@ -204,7 +204,10 @@ class SemiSAM(Base):
         numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()
         self.curves.add(dict(zip(values, numbers, strict=True)))
         if asks_sam and self.sam_assisted is not None:
-            self.curves.add({f"sam/{name}": value for name, value in self.sam_assisted.labeler.stats.items()})
+            stats = dict(self.sam_assisted.labeler.stats)
+            if not stats["items"]:  # nobody was asked: no agreement to speak of
+                stats.pop("agreement")
+            self.curves.add({f"sam/{name}": value for name, value in stats.items()})
 
     # --- set-up and files ---------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 
 import torch
 
@@ -48,7 +49,7 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
         ValueError: unknown backend or backend argument.
         FileNotFoundError: `config.checkpoint` is given but is no file.
     """
-    backend = find_backend(config.backend)
+    backend: Callable[..., SamBackend] = find_backend(config.backend)
     known = _backend_args(backend)
     for name in config.backend_args:
         if name not in known and "**" not in known:
@@ -60,7 +61,7 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
     return backend(checkpoint, device, **config.backend_args)
 
 
-def _backend_args(backend: type[SamBackend]) -> list[str]:
+def _backend_args(backend: Callable[..., SamBackend]) -> list[str]:
     """Names of the constructor's arguments beyond checkpoint and device; "**" where it takes any."""
     parameters = list(inspect.signature(backend).parameters.values())[2:]
     return ["**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]

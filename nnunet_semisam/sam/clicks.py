@@ -1,7 +1,7 @@
 """Where to click: inside an object far from its border, and outside where the teacher is sure that the object is not.
 
-A click inside lies at the maximum of depth (Euclidean distance to the border, in voxels) times probability: the centre of
-mass would fall outside curved objects. Deterministic; on the CPU, on the surroundings of one object at a time.
+A click inside lies at the maximum of depth (Euclidean distance to the border, in voxels) times probability: the centre
+of mass would fall outside curved objects. Deterministic; on the CPU, on the surroundings of one object at a time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _outside(mask: np.ndarray, prob: np.ndarray, rivals: np.ndarray) -> tuple[np
     near, far = (_dilated(mask, radius) for radius in (RING[0] - 1, RING[1]))
     places = np.argwhere(far & ~near & (prob < SURE_OUTSIDE))
     index = tuple(places.T)
-    rival = (rivals > SURE_RIVAL).any(axis=0)[index]
+    rival = rivals.max(axis=0, initial=0)[index] > SURE_RIVAL
     return places, 1.0 + rival - prob[index]
 
 

@@ -1,8 +1,8 @@
 """From teacher to pseudo-label: prompt the generalist with the teacher's prediction, and judge its answer.
 
-SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316) takes SAM's masks as they come. Here every answer carries a
-weight: SAM's predicted IoU times its stability score (IoU of the masks at logits -1 and +1; Kirillov et al., ICCV 2023,
-https://arxiv.org/abs/2304.02643) times its agreement (Dice) with the mask that prompted it.
+SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316) takes SAM's masks as they come. Here every answer carries
+a weight: SAM's predicted IoU times its stability score (IoU of the masks at logits -1 and +1; Kirillov et al., ICCV
+2023, https://arxiv.org/abs/2304.02643) times its agreement (Dice) with the mask that prompted it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Planes:
-    """U' chosen planes of U patches: patch number and position along `axis`. Without an axis, the patches as they are."""
+    """V chosen planes of U patches: patch number and position along `axis`. Without axis, the patches as they are."""
 
     axis: int | None = None
     image: Int64[Tensor, " V"] | None = None
@@ -57,10 +57,9 @@ def choose_planes(
         axis: 0, 1, 2, or "alternate": the next of `sensible_axes` each iteration.
         min_voxels: smallest piece of one object on a plane that is worth a prompt.
     """
-    if axis == "alternate":
-        axes = sensible_axes(objects.shape[2:])
-        axis = axes[iteration % len(axes)]
-    others = tuple(d for d in (2, 3, 4) if d != axis + 2)
+    axes = sensible_axes(objects.shape[2:])
+    normal = axes[iteration % len(axes)] if axis == "alternate" else int(axis)
+    others = tuple(d for d in (2, 3, 4) if d != normal + 2)
     promptable = (objects.sum(dim=others) >= min_voxels).any(1)  # (U, side)
     offset = (iteration * _GOLDEN) % 1
     chosen = [
@@ -69,7 +68,7 @@ def choose_planes(
         for position in _spread(row.nonzero()[:, 0].tolist(), budget, offset)
     ]
     pairs = torch.tensor(chosen, dtype=torch.int64, device=objects.device).reshape(-1, 2)
-    return Planes(axis, pairs[:, 0], pairs[:, 1])
+    return Planes(normal, pairs[:, 0], pairs[:, 1])
 
 
 def sensible_axes(shape: tuple[int, ...]) -> list[int]:

@@ -1,0 +1,99 @@
+"""Backends are found by file name, and mistakes in their configuration say what exists."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.paths import checkpoint_folder, find_checkpoint
+from nnunet_semisam.sam import build_backend, find_backend, list_backends
+
+CPU = torch.device("cpu")
+OWN = """
+from nnunet_semisam.sam.base import SamBackend
+
+class MySam(SamBackend):
+    ndims = (3,)
+
+    def __init__(self, checkpoint, device, *, colour="red"):
+        self.given = (checkpoint, device, colour)
+
+    def embed(self, image): ...
+    def decode(self, embedding, prompts): ...
+    def to(self, device): ...
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package of somebody else with a backend, and a module without one."""
+    (tmp_path / "strange_lab").mkdir()
+    for name, text in {"__init__": "", "my_sam": OWN, "empty": "", "broken": "import not_installed_at_all"}.items():
+        (tmp_path / "strange_lab" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [m for m in sys.modules if m.startswith("strange_lab")]:
+        del sys.modules[name]
+
+
+def test_listing_imports_no_backend():
+    code = (
+        "import sys; from nnunet_semisam.sam import list_backends; print(list_backends());"
+        "assert not any(m.startswith('nnunet_semisam.sam.backends.') or m == 'segment_anything' for m in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "segment_anything" in found.stdout and "embedded" in found.stdout
+
+
+@pytest.mark.parametrize("name", list_backends())
+def test_every_backend_is_found_under_its_name(name):
+    assert find_backend(name).__module__.endswith(name)
+
+
+def test_a_backend_of_somebody_else(own, tmp_path):
+    file = tmp_path / "weights.pth"
+    file.touch()
+    config = SamConfig(backend="strange_lab.my_sam", checkpoint=str(file), backend_args={"colour": "blue"})
+    assert build_backend(config, CPU).given == (str(file), CPU, "blue")
+    assert build_backend(SamConfig(backend="strange_lab.my_sam"), CPU).given == (None, CPU, "red")
+
+
+def test_strangers(own):
+    for name in ("sam_ultra", "strange_lab.nothing", "no_such_lab.sam"):
+        with pytest.raises(ValueError, match=f"unknown sam.backend '{name}'; known are .*segment_anything"):
+            find_backend(name)
+    with pytest.raises(ValueError, match="strange_lab.empty must define one SamBackend; it defines 0"):
+        find_backend("strange_lab.empty")
+    with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
+        find_backend("strange_lab.broken")
+    with pytest.raises(ValueError, match="unknown key 'color' .*strange_lab.my_sam.* known keys are colour"):
+        build_backend(SamConfig(backend="strange_lab.my_sam", backend_args={"color": 1}), CPU)
+    with pytest.raises(ValueError, match="unknown key 'device'"):
+        build_backend(SamConfig(backend="strange_lab.my_sam", backend_args={"device": "cpu"}), CPU)
+
+
+def test_checkpoints_are_found_in_the_folder_of_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_sam_checkpoints", str(tmp_path))
+    (tmp_path / "sam.pth").touch()
+    assert find_checkpoint("sam.pth") == find_checkpoint(str(tmp_path / "sam.pth")) == tmp_path / "sam.pth"
+    with pytest.raises(
+        FileNotFoundError, match=f"'other.pth', looked for in {tmp_path} .the variable nnUNet_sam_check"
+    ):
+        find_checkpoint("other.pth")
+    with pytest.raises(FileNotFoundError, match="/nowhere/sam.pth: no such file"):
+        find_checkpoint("/nowhere/sam.pth")
+
+
+def test_the_default_folder_is_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("nnUNet_sam_checkpoints", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert checkpoint_folder() == tmp_path / "nnunet_semisam"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert checkpoint_folder() == tmp_path / "home" / ".cache" / "nnunet_semisam"
+    with pytest.raises(FileNotFoundError, match="the default; nnUNet_sam_checkpoints is not set"):
+        find_checkpoint("sam.pth")

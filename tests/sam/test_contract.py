@@ -1,0 +1,167 @@
+"""What every generalist must keep to, checked over all backends; each check must catch planted faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam import build_backend, find_backend, list_backends
+from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
+from nnunet_semisam.sam.prompts import prompts_from_prob, select
+
+CPU = torch.device("cpu")
+
+
+def ask(backend, scene, prompts=None):
+    return backend.decode(backend.embed(scene.image), scene.prompts if prompts is None else prompts).mask_logits
+
+
+def check_order(backend, scene, kit):
+    """The order of the items does not matter."""
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.allclose(ask(backend, scene)[order], ask(backend, scene, select(scene.prompts, order)), atol=1e-3)
+
+
+def check_batch_equals_loop(backend, scene, kit):
+    """Images and items answer for themselves, whoever came along or before."""
+    together = ask(backend, scene)
+    for item in reversed(range(len(scene.prompts))):
+        image = scene.prompts.image[item]
+        alone = replace(select(scene.prompts, torch.tensor([item])), image=torch.tensor([0]))
+        answer = backend.decode(backend.embed(scene.image[image : image + 1]), alone).mask_logits
+        assert torch.allclose(answer[0], together[item], atol=1e-3)
+    assert torch.allclose(ask(backend, scene), together, atol=1e-3)
+
+
+def check_frozen(backend, scene, kit):
+    """Nothing to train, in the backend or behind its answer."""
+    answer = ask(backend, replace(scene, image=scene.image.clone().requires_grad_()))
+    modules = [value for value in vars(backend).values() if isinstance(value, (nn.Module, nn.Parameter))]
+    parameters = [p for m in modules for p in (m.parameters() if isinstance(m, nn.Module) else [m])]
+    assert not answer.requires_grad and not any(p.requires_grad for p in parameters)
+    assert not answer.is_inference()
+    assert not any(m.training for m in modules if isinstance(m, nn.Module))
+
+
+def check_deterministic(backend, scene, kit):
+    """No random numbers are drawn."""
+    state = torch.get_rng_state()
+    first = ask(backend, scene)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first, ask(backend, scene))
+
+
+def check_shape(backend, scene, kit):
+    """One float mask of the patch's shape per item, and an IoU in 0..1."""
+    answer = backend.decode(backend.embed(scene.image), scene.prompts)
+    assert answer.mask_logits.shape == (len(scene.prompts), *scene.image.shape[2:])
+    assert answer.iou_predictions.shape == (len(scene.prompts),)
+    assert answer.iou_predictions.min() >= 0 and answer.iou_predictions.max() <= 1
+    assert answer.mask_logits.isfinite().all()
+
+
+def check_logits(backend, scene, kit):
+    """Far from every object the answer is below 0: it is no probability."""
+    assert (ask(backend, scene)[:, scene.prob[:, 0].amin(0) > 0.99] < 0).float().mean() > 0.5
+
+
+def check_axes(backend, scene, kit):
+    """Image and prompts turned together turn the answer, on a patch whose sides all differ."""
+    answer = ask(backend, scene) > 0
+    ndim = answer.ndim - 1
+    assert 0 < answer.float().mean() < 0.5
+    for axis in range(ndim):
+        other = (axis + 1) % ndim
+        flipped = ask(backend, replace(scene, image=scene.image.flip(axis + 2)), flip(scene.prompts, axis))
+        assert kit.dice(flipped > 0, answer.flip(axis + 1)) > 0.85
+        swapped = replace(scene, image=scene.image.transpose(axis + 2, other + 2))
+        turned = ask(backend, swapped, transpose(scene.prompts, axis, other))
+        assert kit.dice(turned > 0, answer.transpose(axis + 1, other + 1)) > 0.85
+
+
+def check_background(prompts, outputs):
+    """Prompts are for objects only."""
+    assert set(prompts.head.tolist()) <= set(range(0 if outputs.has_regions else 1, outputs.num_heads))
+
+
+def flip(prompts, axis):
+    side = prompts.mask_logits.shape[axis + 1]
+    coords, boxes = prompts.point_coords.clone(), prompts.boxes.clone()
+    coords[..., axis] = side - 1 - coords[..., axis]
+    boxes[..., axis] = side - prompts.boxes[..., axis].flip(1)
+    return replace(prompts, point_coords=coords, boxes=boxes, mask_logits=prompts.mask_logits.flip(axis + 1))
+
+
+def transpose(prompts, axis, other):
+    order = list(range(prompts.boxes.shape[-1]))
+    order[axis], order[other] = other, axis
+    return replace(
+        prompts,
+        point_coords=prompts.point_coords[..., order],
+        boxes=prompts.boxes[..., order],
+        mask_logits=prompts.mask_logits.transpose(axis + 1, other + 1),
+    )
+
+
+WITHOUT_WEIGHTS = [check_order, check_batch_equals_loop, check_frozen, check_deterministic, check_shape]
+CHECKS = [*WITHOUT_WEIGHTS, check_logits, check_axes]
+CASES = [(name, ndim) for name in list_backends() for ndim in find_backend(name).ndims]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_stub_keeps_the_contract(check, ndim, kit):
+    check(kit.stub(), kit.scene(ndim), kit)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name, ndim", CASES)
+def test_backends_keep_the_contract(name, ndim, check, kit):
+    if name == "segment_anything":
+        if check not in WITHOUT_WEIGHTS:
+            pytest.skip("says nothing about random weights")
+        backend = SegmentAnything.from_network(kit.sam(), CPU, input_size=96)
+    else:
+        try:
+            backend = build_backend(SamConfig(backend=name), CPU)
+        except (FileNotFoundError, ImportError) as error:
+            pytest.skip(str(error))
+    check(backend, kit.scene(ndim), kit)
+
+
+FAULTS = [
+    ("leaking_items", check_order),
+    ("leaking_items", check_batch_equals_loop),
+    ("leaking_calls", check_batch_equals_loop),
+    ("leaking_calls", check_deterministic),
+    ("first_image", check_batch_equals_loop),
+    ("trainable", check_frozen),
+    ("random", check_deterministic),
+    ("cropped", check_shape),
+    ("probabilities", check_logits),
+    ("swapped_axes", check_axes),
+]
+
+
+@pytest.mark.parametrize("fault, check", FAULTS)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_planted_faults_are_caught(fault, check, ndim, kit):
+    scene = kit.scene(ndim)
+    check(kit.stub(), scene, kit)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check(kit.stub(fault), scene, kit)
+
+
+def test_the_background_is_never_prompted_and_a_planted_background_is_caught(kit):
+    class Careless(OutputSpace):
+        foreground_heads = property(lambda self: tuple(range(self.num_heads)))
+
+    prob, outputs = kit.scene(2).prob, OutputSpace(3)
+    check_background(prompts_from_prob(prob, outputs=outputs, config=SamConfig()), outputs)
+    with pytest.raises(AssertionError):
+        check_background(prompts_from_prob(prob, outputs=Careless(3), config=SamConfig()), outputs)

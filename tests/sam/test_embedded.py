@@ -1,0 +1,230 @@
+"""The embedded generalist: frame of reference, prompts, corruptions, training examples, training, backend contract."""
+
+import pytest
+import torch
+
+from nnunet_semisam.sam.backends.embedded import EmbeddedSam
+from nnunet_semisam.sam.embedded import SHIPPED, channels, load_generalists, train
+from nnunet_semisam.sam.embedded.corruption import Corruption, corrupt_to_dice
+from nnunet_semisam.sam.embedded.frame import OUTSIDE, Frame
+from nnunet_semisam.sam.embedded.noise import coordinates, dice, mask_box
+from nnunet_semisam.sam.embedded.sampling import KINDS, draw_example
+from nnunet_semisam.sam.embedded.shapes import random_label_map
+from nnunet_semisam.types import Prompts
+
+SHAPES = {2: (50, 71), 3: (30, 44, 57)}
+
+
+def ball(shape, centre, radius):
+    far = coordinates(shape) - torch.tensor(centre).view(-1, *[1] * len(shape))
+    return far.square().sum(0).sqrt() < radius
+
+
+def centre_of(mask):
+    return mask.nonzero().float().mean(0)
+
+
+def make_prompts(ndim, items=1, coords=None, labels=None, boxes=None, logits=None):
+    coords = torch.zeros(items, 0, ndim) if coords is None else coords
+    labels = torch.ones(coords.shape[:2], dtype=torch.long) if labels is None else labels
+    image = torch.zeros(items, dtype=torch.long)
+    return Prompts(image, image + 1, coords, labels, boxes, logits)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return EmbeddedSam()
+
+
+# --- the frame ---
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_mask_comes_back_where_it_was(ndim):
+    shape = SHAPES[ndim]
+    mask = ball(shape, [side * 0.55 for side in shape], 9.3)
+    frame = Frame.around(mask_box(mask)[None], 32, grow=0.3)
+    back = frame.paste(frame.crop(mask[None, None].float())[:, 0] - 0.5, shape)[0] > 0
+    assert dice(back, mask) > 0.97
+    assert (centre_of(back) - centre_of(mask)).abs().max() < 0.25
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_points_and_image_share_one_geometry(ndim):
+    """A bright voxel, cropped, peaks at the cell where a point at that voxel is drawn."""
+    shape = SHAPES[ndim]
+    spot = torch.tensor([[side * 0.4 // 1 for side in shape]])
+    image = torch.zeros(1, 1, *shape)
+    image[(0, 0, *spot[0].long().tolist())] = 1
+    box = torch.stack([spot - 7, spot + 12], 1)
+    frame = Frame.around(box, 32)
+    ball_ = frame.balls(spot[None], torch.ones(1, 1, dtype=torch.long), 1, 1.5)[0, 0]
+    seen = frame.crop(image)[0, 0]
+    weights = seen / seen.sum()
+    mean = (coordinates(seen.shape) * weights).flatten(1).sum(1)
+    assert (mean - frame.to_grid(spot[None])[0, 0]).abs().max() < 0.5
+    peak = torch.tensor(torch.unravel_index(ball_.argmax(), ball_.shape)).float()
+    assert (peak - mean).abs().max() < 1
+    assert torch.allclose(frame.to_patch(frame.to_grid(spot[None])), spot[None], atol=1e-4)
+
+
+def test_box_fills_the_cells_of_its_mask():
+    mask = torch.zeros(SHAPES[3], dtype=torch.bool)
+    mask[5:20, 10:31, 20:50] = True
+    box = mask_box(mask)[None]
+    frame = Frame.around(box, 32)
+    assert (frame.filled(box) - frame.crop(mask[None, None].float())).abs().mean() < 0.02
+    share = (box[0, 1] - box[0, 0]).prod() / frame.size.prod()
+    assert frame.filled(box).sum() == pytest.approx(float(32**3 * share), rel=1e-3)
+
+
+def test_beyond_the_patch_is_marked_and_outside_the_frame_is_background():
+    box = torch.tensor([[[-4.0, 10, 10], [10, 30, 30]]])
+    frame = Frame.around(box, 32)
+    valid = frame.valid(SHAPES[3])[0, 0]
+    first_inside = float(-frame.low[0, 0] / frame.size[0, 0] * 32)
+    assert valid[: int(first_inside), 16, 16].sum() == 0 and valid[int(first_inside) + 1, 16, 16] == 1
+    pasted = frame.paste(torch.ones(1, 32, 32, 32), SHAPES[3])[0]
+    assert pasted[5, 20, 20] == pytest.approx(1) and pasted[29, 43, 56] == OUTSIDE
+
+
+def test_fine_patches_are_averaged_not_skipped():
+    stripes = torch.zeros(1, 1, 8, 128)
+    stripes[..., ::2] = 1
+    frame = Frame.around(torch.tensor([[[0.0, 0], [8, 128]]]), 16, grow=0.0, extra=0.0)
+    assert (frame.crop(stripes)[..., 2:-2] - 0.5).abs().max() < 0.1
+
+
+# --- prompts ---
+
+
+def test_attention_goes_to_box_then_mask_then_points_then_patch():
+    shape = SHAPES[3]
+    mask = torch.stack([ball(shape, [12.0, 20, 30], 6), torch.zeros(shape, dtype=torch.bool)])
+    logits = 8 * mask.float() - 4
+    coords = torch.tensor([[[10.0, 20, 30]], [[10.0, 20, 30]]])
+    by_mask = channels.attention_boxes(make_prompts(3, 2, coords, logits=logits), shape)
+    assert torch.equal(by_mask[0], mask_box(mask[0]))
+    assert torch.allclose((by_mask[1, 1] - by_mask[1, 0]), torch.tensor(shape) / 2)  # empty mask: around the point
+    boxes = torch.tensor([[[1.0, 2, 3], [9, 9, 9]]] * 2)
+    assert torch.equal(channels.attention_boxes(make_prompts(3, 2, coords, boxes=boxes, logits=logits), shape), boxes)
+    nothing = channels.attention_boxes(make_prompts(3), shape)
+    assert nothing.tolist() == [[[0, 0, 0], list(shape)]]
+
+
+def test_mask_channel_hides_the_edges():
+    """A checkerboard of single cells and its mean look the same to the network."""
+    board = (coordinates((32, 32)).sum(0) % 2)[None, None]
+    assert torch.allclose(channels.coarse(board), torch.full((1, 1, 32, 32), 0.5), atol=1e-5)
+
+
+# --- corruption and examples ---
+
+
+@pytest.mark.parametrize("wanted", [0.6, 0.75, 0.85])
+def test_corruption_reaches_the_wanted_dice(wanted):
+    mask = ball((40, 40, 40), [20.0, 18, 22], 9)
+    spoiled = [corrupt_to_dice(mask, wanted, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]
+    assert all(abs(dice(s, mask) - wanted) < 0.03 for s in spoiled)
+    assert torch.equal(spoiled[0], spoiled[2]) and not torch.equal(spoiled[0], spoiled[1])
+
+
+def test_no_corruption_at_strength_zero_and_a_clear_error_for_nothing():
+    mask, rng = ball((40, 40), [20.0, 18], 9), torch.Generator().manual_seed(0)
+    assert torch.equal(Corruption.draw(mask, rng).apply(mask, 0.0), mask)
+    with pytest.raises(ValueError, match="empty mask"):
+        Corruption.draw(torch.zeros(9, 9, dtype=torch.bool), rng)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_are_drawn_from_the_seed_alone(ndim, kind):
+    maps = [random_label_map(28, ndim, torch.Generator().manual_seed(3))]
+    one, same, other = (draw_example(maps, 16, torch.Generator().manual_seed(seed), kind) for seed in (5, 5, 6))
+    assert torch.equal(one.channels, same.channels) and torch.equal(one.truth, same.truth)
+    assert not torch.equal(one.channels, other.channels)
+    assert one.channels.isfinite().all() and 0 < one.truth.mean() < 0.9
+    given = {"mask": one.channels[5].any(), "box": one.channels[4].any(), "points": one.channels[2].any()}
+    wanted = {"mask": ("mask",), "box": ("box",), "box and point": ("box", "points"), "points": ("points",)}[kind]
+    assert all(given[name] for name in wanted) and (kind == "mask" or not given["mask"])
+
+
+# --- training ---
+
+
+def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    tiny = {"grid": 16, "side": 24, "width": 8, "maps": 3, "batch": 2, "steps": 4}
+    monkeypatch.setattr(train, "SETTINGS", {2: tiny, 3: tiny | {"side": 20}})
+    monkeypatch.setattr(train, "VALIDATION_EXAMPLES", 2)
+    monkeypatch.setattr(train, "VALIDATION_MAPS", 1)
+    straight, halted = tmp_path / "straight", tmp_path / "halted"
+    for ndim in ("2", "3"):
+        train.main(["--out", str(straight), "--ndim", ndim])
+    for _ in range(5):  # no time at all: one step per call
+        train.main(["--out", str(halted), "--ndim", "2", "--minutes", "0"])
+    ends = [torch.load(out / "checkpoint_2d.pt", weights_only=True) for out in (straight, halted)]
+    assert ends[0]["step"] == ends[1]["step"] == 4
+    for name, tensor in ends[0]["average"].items():
+        assert torch.allclose(tensor, ends[1]["average"][name], atol=1e-5), name
+    train.main(["--out", str(straight), "--pack", str(tmp_path / "w.pt")])
+    packed = load_generalists(tmp_path / "w.pt")
+    assert packed[3].grid == 16 and packed[2].network.width == 8
+
+
+# --- the backend ---
+
+
+def test_shipped_file_is_small_and_safe():
+    assert SHIPPED.stat().st_size < 12e6
+    content = torch.load(SHIPPED, weights_only=True)
+    assert all(t.dtype == torch.float16 for ndim in ("2d", "3d") for t in content[ndim]["state"].values())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_answers_are_for_the_right_item_and_place(backend, ndim):
+    """Two bright balls in two images, prompted by wrong masks: each answer covers its own ball, better than that."""
+    shape = SHAPES[ndim]
+    centres = [[side * 0.35 for side in shape], [side * 0.6 for side in shape]]
+    balls = torch.stack([ball(shape, centre, 8.5) for centre in centres])
+    noise = torch.randn((2, 1, *shape), generator=torch.Generator().manual_seed(0))
+    image = 2 * balls[:, None].float() + 0.2 * noise
+    wrong = torch.stack([ball(shape, [c + 2.5 for c in centre], 7.5) for centre in centres])
+    prompts = Prompts(
+        torch.tensor([1, 0, 1]), torch.tensor([1, 1, 2]), torch.zeros(3, 0, ndim), torch.zeros(3, 0, dtype=torch.long),
+        None, 10 * wrong[[1, 0, 1]].float() - 5,
+    )
+    answer = backend.decode(backend.embed(image), prompts)
+    assert answer.mask_logits.shape == (3, *shape) and answer.mask_logits.dtype == torch.float32
+    assert not answer.mask_logits.requires_grad
+    assert ((answer.iou_predictions >= 0) & (answer.iou_predictions <= 1)).all()
+    for item, which in enumerate((1, 0, 1)):
+        before = dice(wrong[which], balls[which])
+        assert dice(answer.mask_logits[item] > 0, balls[which]) > before + 0.03
+    assert torch.allclose(answer.mask_logits[0], answer.mask_logits[2], atol=1e-4)
+
+
+def test_many_items_in_portions_equal_single_items(backend):
+    shape, items = SHAPES[2], 19
+    image = torch.randn((1, 1, *shape), generator=torch.Generator().manual_seed(1))
+    boxes = torch.stack([torch.tensor([[i, i + 2.0], [i + 20, i + 30.0]]) for i in range(items)])
+    together = backend.decode(backend.embed(image), make_prompts(2, items, boxes=boxes))
+    alone = backend.decode(backend.embed(image), make_prompts(2, 1, boxes=boxes[17:18]))
+    assert torch.allclose(together.mask_logits[17], alone.mask_logits[0], atol=1e-4)
+
+
+def test_no_items_and_chosen_channels(backend):
+    empty = backend.decode(backend.embed(torch.zeros(1, 2, *SHAPES[2])), make_prompts(2, 0))
+    assert empty.mask_logits.shape == (0, *SHAPES[2]) and empty.iou_predictions.shape == (0,)
+    second = EmbeddedSam(channels=(1,))
+    image = torch.stack([torch.zeros(SHAPES[2]), torch.ones(SHAPES[2])])[None]
+    assert second.embed(image).eq(1).all() and backend.embed(image).eq(0).all()
+    with pytest.raises(ValueError, match="channels"):
+        EmbeddedSam(channels=(4,)).embed(image)
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
+        EmbeddedSam(str(tmp_path / "gone.pt"))
+    torch.save({"something": 1}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt"):
+        EmbeddedSam(str(tmp_path / "other.pt"))

@@ -1,0 +1,185 @@
+"""From teacher to pseudo-label: what is believed, how much, and where nothing may be learned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.fuse import Answers, fuse
+from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.types import Prompts, SamPrediction
+
+
+def labeler(kit, *, ndims=(2, 3), outputs=None, max_items=32, **settings) -> SamLabeler:
+    backend = kit.stub(ndims=ndims)
+    return SamLabeler(backend, SamConfig(**settings), outputs or OutputSpace(3), max_items=max_items)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_pseudo_label_has_the_teachers_shape_sums_to_one_and_carries_no_gradient(kit, ndim):
+    scene = kit.scene(ndim)
+    label = labeler(kit)
+    pseudo = label(scene.image, scene.prob.requires_grad_(), 0)
+    assert pseudo.prob.shape == scene.prob.shape and pseudo.confidence.shape == scene.image.shape
+    assert torch.allclose(pseudo.prob.sum(1), torch.ones(()), atol=1e-5)
+    assert not pseudo.prob.requires_grad and not pseudo.prob.is_inference()
+    assert pseudo.confidence.min() >= 0 and pseudo.confidence.max() <= 1 and pseudo.confidence.mean() > 0.1
+    assert kit.dice(pseudo.prob.argmax(1) == 1, scene.prob.argmax(1) == 1) > 0.6
+    assert label.stats["items"] == 4 and label.stats["dropped"] == 0 and label.stats["agreement"] > 0.6
+    assert label.stats["coverage"] == 1 and label.stats["seconds"] > 0
+
+
+def test_half_precision_and_endless_logits_stay_finite(kit):
+    scene = kit.scene(2)
+    label = labeler(kit)
+    decode = label.backend.decode
+    label.backend.decode = lambda *given: SamPrediction(
+        (decode(*given).mask_logits * 1e6).half(), torch.full((4,), 1.5).half()
+    )
+    pseudo = label(scene.image.half(), scene.prob.half(), 0)
+    assert pseudo.prob.dtype == pseudo.confidence.dtype == torch.float32
+    assert pseudo.prob.isfinite().all() and pseudo.confidence.isfinite().all() and pseudo.confidence.max() <= 1
+
+
+def test_not_a_number_is_not_believed(kit):
+    scene = kit.scene(2)
+    label = labeler(kit, min_agreement=0)
+    label.backend.decode = lambda *_: SamPrediction(torch.full((4, 40, 56), torch.nan), torch.full((4,), torch.nan))
+    pseudo = label(scene.image, scene.prob, 0)
+    assert pseudo.prob.isfinite().all() and pseudo.confidence.sum() == 0
+
+
+def test_images_without_objects_are_not_encoded_and_not_learned_from(kit):
+    scene = kit.scene(2)
+    prob = scene.prob.clone()
+    prob[0] = torch.tensor([0.8, 0.1, 0.1])[:, None, None]
+    label = labeler(kit)
+    pseudo = label(scene.image, prob, 0)
+    assert torch.equal(pseudo.prob[0], prob[0]) and pseudo.confidence[0].sum() == 0
+    assert pseudo.confidence[1].mean() > 0.1 and label.backend.embedded == 1
+    alone = labeler(kit)(scene.image[1:], prob[1:], 0)  # the right image was encoded
+    assert torch.allclose(alone.prob[0], pseudo.prob[1], atol=1e-5)
+    nothing = labeler(kit)
+    assert nothing(scene.image[:1], prob[:1], 0).confidence.sum() == 0
+    assert nothing.backend.embedded == 0 and nothing.stats["items"] == 0 and nothing.stats["agreement"] == 0
+
+
+def test_items_are_decoded_together_and_in_chunks_alike(kit):
+    scene = kit.scene(3)
+    whole, chunked = labeler(kit), labeler(kit, max_items=3)
+    first, second = whole(scene.image, scene.prob, 0), chunked(scene.image, scene.prob, 0)
+    assert (whole.backend.calls, chunked.backend.calls) == (1, 2) and chunked.backend.embedded == 2
+    assert torch.allclose(first.prob, second.prob) and torch.allclose(first.confidence, second.confidence)
+
+
+def test_objects_too_small_to_prompt_are_not_unlearned(kit):
+    scene = kit.scene(2)
+    prob = scene.prob.clone()
+    prob[:, :, :3, :3] = torch.tensor([0.05, 0.05, 0.9])[:, None, None]
+    second = prob.argmax(1) == 2
+    second[:, :3, :3] = False
+    prob = torch.where(second[:, None], torch.tensor([0.98, 0.01, 0.01])[:, None, None], prob)
+    label = labeler(kit)
+    pseudo = label(scene.image, prob, 0)
+    assert label.stats["items"] == 2  # the first class of both images
+    assert pseudo.confidence[:, :, :3, :3].sum() == 0 and pseudo.confidence.mean() > 0.1
+
+
+def test_answers_that_lost_the_prompt_are_dropped(kit):
+    scene = kit.scene(2)
+    label = labeler(kit, min_agreement=0.3)
+    decode = label.backend.decode
+
+    def lost(embedding, prompts: Prompts) -> SamPrediction:
+        answer = decode(embedding, prompts)
+        flooded = torch.where((prompts.head == 2)[:, None, None], 5.0, answer.mask_logits)
+        return SamPrediction(flooded, answer.iou_predictions)
+
+    label.backend.decode = lost
+    pseudo = label(scene.image, scene.prob, 0)
+    assert label.stats["dropped"] == 2 and label.stats["items"] == 4
+    assert pseudo.prob[:, 2].max() == 0
+    assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 2].max() == 0
+    assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 1].mean() > 0.1
+
+
+def answers(logits, mask, iou=1.0, head=1) -> Answers:
+    logits, mask = torch.as_tensor(logits)[None], torch.as_tensor(mask)[None]
+    index = torch.zeros(1, dtype=torch.int64)
+    prompts = Prompts(index, index + head, torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64))
+    return Answers.judged(prompts, SamPrediction(logits, torch.tensor([iou])), mask)
+
+
+def test_the_weight_is_predicted_iou_times_stability_times_agreement():
+    found = answers([3.0, 0.5, -0.5, -3.0], [True, False, False, False], iou=0.9)
+    assert found.agreement.item() == pytest.approx(2 / 3)  # one voxel of the mask, two of the answer
+    assert found.weight.item() == pytest.approx(0.9 * (1 / 3) * (2 / 3))  # one voxel above 1, three above -1
+
+
+def test_confidence_is_the_expectation_of_the_weights():
+    hard = torch.tensor([[[0, 0], [1, 0], [0, 1]]]).bool()
+    prob = torch.tensor([[[0.0, 0.0], [0.9, 0.2], [0.1, 0.8]]])
+    both = Answers.joined([answers([2.0, -4.0], [True, False], 0.8, 1), answers([-4.0, 3.0], [False, True], 0.4, 2)])
+    pseudo = fuse(prob, hard, both, OutputSpace(3))
+    scores = torch.tensor([[[0.0, 0.0], [2.0, -4.0], [-4.0, 3.0]]]).softmax(1)
+    assert torch.allclose(pseudo.prob, scores)
+    assert torch.allclose(pseudo.confidence[0, 0], (scores[0] * torch.tensor([[0.6], [0.8], [0.4]])).sum(0))
+
+
+def test_confidence_falls_with_the_teachers_belief_in_a_class_that_was_not_asked_for():
+    hard = torch.tensor([[[0, 1, 1], [1, 0, 0], [0, 0, 0]]]).bool()
+    prob = torch.tensor([[[0.1, 0.9, 0.6], [0.9, 0.1, 0.0], [0.0, 0.0, 0.4]]])
+    pseudo = fuse(prob, hard, answers([3.0, -8.0, -8.0], [True, False, False]), OutputSpace(3))
+    assert pseudo.confidence[0, 0, 2].item() == pytest.approx(0.6 * pseudo.confidence[0, 0, 1].item(), rel=1e-3)
+
+
+def test_several_answers_for_one_head_are_joined_by_their_maximum():
+    two = Answers.joined([answers([5.0, -5.0], [True, False]), answers([-5.0, 4.0], [False, True])])
+    hard = torch.tensor([[[0, 0], [1, 1]]]).bool()
+    pseudo = fuse(torch.full((1, 2, 2), 0.5), hard, two, OutputSpace(2))
+    assert torch.allclose(pseudo.prob[0, 1], torch.tensor([5.0, 4.0]).sigmoid())
+
+
+def test_regions_take_sigmoids_and_keep_the_teacher_where_nothing_was_asked():
+    prob = torch.tensor([[[0.9, 0.3], [0.2, 0.1]]])
+    pseudo = fuse(prob, prob > 0.5, answers([2.0, -2.0], [True, False], 0.7, head=0), OutputSpace(2, True))
+    assert torch.allclose(pseudo.prob[0, 0], torch.tensor([2.0, -2.0]).sigmoid())
+    assert torch.equal(pseudo.prob[0, 1], prob[0, 1])
+    assert torch.allclose(pseudo.confidence, torch.tensor(0.7))
+
+
+def test_regions_run_from_end_to_end(kit):
+    scene = kit.scene(2)
+    prob = torch.stack([scene.prob[:, 1:].sum(1), scene.prob[:, 2]], dim=1)
+    label = labeler(kit, outputs=OutputSpace(2, has_regions=True), prompts=["mask"])
+    pseudo = label(scene.image, prob, 0)
+    assert label.stats["items"] == 4 and label.stats["agreement"] > 0.7 and (pseudo.prob[:, 0] > 0.5).any()
+    assert kit.dice(pseudo.prob[:, 1] > 0.5, prob[:, 1] > 0.5) > 0.7
+
+
+@pytest.mark.parametrize("iteration", [0, 1, 2])
+def test_a_2d_generalist_is_asked_plane_by_plane(kit, iteration):
+    scene = kit.scene(3)
+    label = labeler(kit, ndims=(2,), planes=3)
+    pseudo = label(scene.image, scene.prob, iteration)
+    axis = [0, 1, 2][iteration]
+    asked = pseudo.confidence.movedim(axis + 2, 1).flatten(2).amax(2) > 0  # (U, side)
+    assert asked.sum(1).tolist() == [3, 3] and label.backend.embedded == 6
+    assert torch.equal(pseudo.prob.movedim(axis + 2, 1)[~asked], scene.prob.movedim(axis + 2, 1)[~asked])
+    planes = pseudo.prob.movedim(axis + 2, 1)[asked].argmax(1)
+    assert kit.dice(planes > 0, scene.prob.movedim(axis + 2, 1)[asked].argmax(1) > 0) > 0.6
+
+
+def test_a_3d_generalist_cannot_serve_planes(kit):
+    scene = kit.scene(2)
+    with pytest.raises(ValueError, match="serves 3D images, but the configuration's patches are 2D"):
+        labeler(kit, ndims=(3,))(scene.image, scene.prob, 0)
+
+
+def test_labels_of_the_same_input_are_the_same(kit):
+    scene = kit.scene(3)
+    label, state = labeler(kit, ndims=(2,)), torch.get_rng_state()
+    first, second = (label(scene.image, scene.prob, 5) for _ in range(2))
+    assert torch.equal(first.prob, second.prob) and torch.equal(state, torch.get_rng_state())
