@@ -4,7 +4,7 @@
 
 Plans and preprocesses with nnU-Net's commands, writes the split, shrinks patch and network of `3d_fullres`, adds one
 configuration per arm and trains every arm with the same seed and number of iterations. The supervised arm is
-`nnUNetTrainerSemiSAM` with every term at weight 0, which is the stock trainer step for step (`tests/test_train_step.py`).
+`nnUNetTrainerSemiSAM` with every term at weight 0: the stock trainer step for step (`tests/test_train_step.py`).
 Dice is that of nnU-Net's own final validation, of the final checkpoint. What is done already is not done again.
 """
 

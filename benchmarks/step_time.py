@@ -1,4 +1,4 @@
-"""Seconds per training iteration of the stock trainer, mean teacher and SemiSAM: same network, patch and batch, one run.
+"""Seconds per training iteration of stock trainer, mean teacher and SemiSAM: same network, patch and batch, one run.
 
     python benchmarks/step_time.py DATASET_ID CONFIGURATION [--steps 10] [--device cpu]
 

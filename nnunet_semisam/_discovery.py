@@ -1,9 +1,9 @@
 """Tells nnU-Net where our trainers are: appends the folder `trainers/` to the environment variable `nnUNet_extTrainer`.
 
 The line in `nnunet_semisam.pth` imports this file at every start of Python, so that `nnUNetv2_train … -tr
-nnUNetTrainerSemiSAM` works right after `pip install`. Hence: standard library only, nothing printed, and whatever the user
-has set is kept and comes first. `NNUNET_SEMISAM_NO_DISCOVERY=1` switches it off; nnU-Net then finds the trainers if the
-user puts `shim_folder()` into the variable.
+nnUNetTrainerSemiSAM` works right after `pip install`. Hence: standard library only, nothing printed, and whatever the
+user has set is kept and comes first. `NNUNET_SEMISAM_NO_DISCOVERY=1` switches it off; nnU-Net then finds the trainers
+if the user puts `shim_folder()` into the variable.
 """
 
 import os

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def write_atomically(checkpoint: dict[str, Any], filename: str) -> None:
 
 def random_state() -> dict[str, Any]:
     """State of every random number generator that a training draws from, as plain tensors and numbers."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple, np.random.get_state())
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

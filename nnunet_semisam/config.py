@@ -41,7 +41,7 @@ class SamConfig:
     """Which generalist is asked, and how."""
 
     backend: str = "embedded"
-    checkpoint: str | None = None  # path, or file name in the folder nnUNet_sam_checkpoints; None = what the backend ships
+    checkpoint: str | None = None  # path, or name in the folder nnUNet_sam_checkpoints; None = what ships
     backend_args: dict[str, Any] = field(default_factory=dict)
     prompts: tuple[str, ...] = ("mask", "box", "points", "negative_points")
     num_points: int = 1  # positive clicks per object

@@ -17,7 +17,7 @@ from nnunet_semisam.data.unlabeled import UnlabeledDataset
 
 
 def prepare_pool(trainer: nnUNetTrainer, *, allow_val: bool) -> dict[str, Path]:
-    """Finds the unlabeled cases of the trainer's fold and preprocesses what is missing; under DDP, rank 0 does the work.
+    """The unlabeled cases of the trainer's fold; what is missing is preprocessed (under DDP, by rank 0).
 
     Raises:
         ValueError: no unlabeled case, or something is wrong with one; the message has the cure.
@@ -69,8 +69,10 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
 
 
 def choose_no_kernels_by_timing(loader: Any) -> None:
-    """Makes a single-threaded loader repeatable: Gaussian blur else picks the faster of two convolutions by a stop-watch,
-    whose results differ in the last bits."""
+    """Makes a single-threaded loader repeatable.
+
+    Gaussian blur else picks the faster of two convolutions by a stop-watch; they differ in the last bits.
+    """
     for transform in _nested(getattr(getattr(loader, "data_loader", None), "transforms", None)):
         if isinstance(transform, GaussianBlurTransform):
             transform.benchmark = False

@@ -20,10 +20,10 @@ def bare(network: nn.Module) -> nn.Module:
 
 
 class EmaTeacher:
-    """Exponential moving average of the student: image -> probabilities. Always in evaluation mode, without gradient.
+    """Exponential moving average of the student: image -> probabilities. In evaluation mode, without gradient.
 
-    The average runs over `parameters()` and buffers are copied. It must not run over `state_dict()`: nnU-Net's U-Nets list
-    the same tensor several times there, and it would be averaged as often.
+    The average runs over `parameters()` and buffers are copied. It must not run over `state_dict()`: nnU-Net's U-Nets
+    list the same tensor several times there, and it would be averaged as often.
 
     Args:
         student: the network to follow; wrappers of DDP and torch.compile are taken off.
@@ -48,9 +48,7 @@ class EmaTeacher:
         """teacher <- a * teacher + (1 - a) * student with a = min(1 - 1/(t + 1), decay), t = `iteration` from 0."""
         alpha = min(1 - 1 / (iteration + 1), self.decay)
         student = bare(student)
-        torch._foreach_lerp_(
-            list(self.network.parameters()), [p.detach() for p in student.parameters()], 1 - alpha
-        )
+        torch._foreach_lerp_(list(self.network.parameters()), [p.detach() for p in student.parameters()], 1 - alpha)
         for own, new in zip(self.network.buffers(), student.buffers(), strict=True):
             own.copy_(new)
 

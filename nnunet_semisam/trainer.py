@@ -10,27 +10,27 @@ import contextlib
 import os
 from dataclasses import replace
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_semisam import stream
 from nnunet_semisam.checkpoint import KEY, random_state, restore_random_state, seed_everything, write_atomically
 from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.curves import Curves
 from nnunet_semisam.data.loader import close_unlabeled_loader
-from nnunet_semisam import stream
 from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
-from nnunet_semisam.teacher import EmaTeacher, bare
+from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
 
 if TYPE_CHECKING:
-    Base = nnUNetTrainer
+    Base: TypeAlias = nnUNetTrainer
 else:
     Base = object
 
@@ -113,12 +113,9 @@ class SemiSAM(Base):
         return loaders
 
     def train_step(self, batch: dict) -> dict:
-        """One iteration: nnU-Net's loss on labeled patches, plus what the method asks of the student on unlabeled ones."""
+        """One iteration: nnU-Net's loss on labeled patches, and what the method asks on unlabeled ones."""
         weights = self.semisam.weights(self.iteration, self.num_epochs * self.num_iterations_per_epoch)
-        if any(weights.values()):
-            step = self.semi_supervised_step(batch, weights)
-        else:
-            step = super().train_step(batch)
+        step = self.semi_supervised_step(batch, weights) if any(weights.values()) else super().train_step(batch)
         if self.teacher is not None:
             self.teacher.update(self.network, self.iteration)
         self.curves.add({f"weight/{name}": weight for name, weight in weights.items()})
@@ -126,7 +123,7 @@ class SemiSAM(Base):
         return step
 
     def semi_supervised_step(self, batch: dict, weights: dict[str, float]) -> dict:
-        """Gradient of all terms and one step of the optimiser. Terms of weight 0 are not computed, SAM is not called."""
+        """Gradient of all terms and one step of the optimiser. A term of weight 0 is not computed, nor SAM called."""
         labeled = LabeledBatch.from_nnunet(batch, self.device)
         unlabeled = UnlabeledBatch.from_nnunet(next(self.dataloader_unlabeled), self.device, self.iteration)
 
@@ -229,9 +226,9 @@ class SemiSAM(Base):
     def stock_trainer_name(self) -> str:
         """The nearest nnU-Net class with the same architecture: the name under which a checkpoint can be predicted with
         where this package is not installed."""
-        builder = type(self).build_network_architecture
         for parent in type(self).__mro__:
-            if parent.__module__.startswith("nnunetv2.") and parent.build_network_architecture is builder:
+            same = getattr(parent, "build_network_architecture", None) is self.build_network_architecture
+            if same and parent.__module__.startswith("nnunetv2."):
                 return parent.__name__
         return type(self).__name__
 
@@ -268,14 +265,18 @@ class SemiSAM(Base):
             checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
         if KEY not in checkpoint:
             self.iteration = self.current_epoch * self.num_iterations_per_epoch
-            self.print_to_log_file("semisam: a checkpoint of another trainer; the teacher starts as a copy of the student")
+            self.print_to_log_file(
+                "semisam: checkpoint of another trainer; the teacher starts as a copy of the student"
+            )
             return
         self._resumed = checkpoint[KEY]
         self.iteration = self._resumed["iteration"]
         self.curves.load_state_dict(self._resumed["curves"])
         if self._resumed["configuration"] != self.semisam.as_dict():
-            self.print_to_log_file("WARNING: semisam configuration changed since the checkpoint was written. It was",
-                                   self._resumed["configuration"])
+            self.print_to_log_file(
+                "WARNING: semisam configuration changed since the checkpoint was written. It was",
+                self._resumed["configuration"],
+            )
 
 
 class nnUNetTrainerSemiSAM(SemiSAM, nnUNetTrainer):  # noqa: N801 (nnU-Net's naming)

@@ -1,7 +1,7 @@
 """The nouns of the package: batches, pseudo-labels, prompts and SAM predictions.
 
-Shape letters, once and for all: **B** labeled batch, **U** unlabeled batch, **C** image channels, **K** segmentation heads,
-**S** spatial shape (2 or 3 axes), **D** number of spatial axes, **N** points, **P** prompted objects.
+Shape letters, once and for all: **B** labeled batch, **U** unlabeled batch, **C** image channels, **K** segmentation
+heads, **S** spatial shape (2 or 3 axes), **D** number of spatial axes, **N** points, **P** prompted objects.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class PseudoLabel:
 class Prompts:
     """P prompted objects, flat: each points at an image of the embedded batch and at a segmentation head.
 
-    Coordinates are in voxels of the patch in array order (z, y, x) or (y, x); an integer is a voxel centre. A backend that
-    wants another order or frame converts at its own border.
+    Coordinates are in voxels of the patch in array order (z, y, x) or (y, x); an integer is a voxel centre. A backend
+    that wants another order or frame converts at its own border.
 
     Args:
         image: index of the image in the embedded batch.
@@ -99,7 +99,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class SamPrediction:
-    """A promptable model's answer, one mask per prompted object: logits with threshold 0, and the IoU it predicts for them."""
+    """A promptable model's answer, one mask per object: logits with threshold 0, and the IoU it predicts for them."""
 
     mask_logits: Float[Tensor, "P *S"]
     iou_predictions: Float[Tensor, " P"]  # in [0, 1]

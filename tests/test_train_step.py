@@ -1,4 +1,4 @@
-"""The engine on a toy data set: zero weights equal stock nnU-Net, every term counts, no label of an unlabeled case does."""
+"""The engine on a toy data set: zero weights equal stock nnU-Net, every term counts, no hidden label does."""
 
 import json
 
@@ -9,7 +9,18 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from stub_sam import StubSam
-from toy_trainer import NAME, REGIONS, SAM_SECTION, UNLABELED, build, locations, save_case, short, weights, write_preprocessed
+from toy_trainer import (
+    NAME,
+    REGIONS,
+    SAM_SECTION,
+    UNLABELED,
+    build,
+    locations,
+    save_case,
+    short,
+    weights,
+    write_preprocessed,
+)
 
 from nnunet_semisam.checkpoint import seed_everything
 from nnunet_semisam.curves import Curves
@@ -176,7 +187,11 @@ def test_w_and_b_gets_the_curves(toy):
 
 @pytest.mark.parametrize(
     "section, word",
-    [({"metod": 1}, "metod"), ({"method": "nothing"}, "mean_teacher"), ({"terms": {"x": {"weight": 1}}}, "consistency")],
+    [
+        ({"metod": 1}, "metod"),
+        ({"method": "nothing"}, "mean_teacher"),
+        ({"terms": {"x": {"weight": 1}}}, "consistency"),
+    ],
 )
 def test_mistakes_in_the_section_are_refused_at_construction(toy, section, word):
     with pytest.raises(ValueError, match=word):

@@ -111,9 +111,7 @@ def build(trainer, section=None, *, patch_size=(16, 16, 16), labels=None, contin
     dataset_json = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 6, "file_ending": ".nii.gz"}
     if labels is REGIONS:
         dataset_json["regions_class_order"] = [2, 1]
-    built = trainer(
-        plans=toy_plans, configuration="toy", fold=0, dataset_json=dataset_json, device=torch.device("cpu")
-    )
+    built = trainer(plans=toy_plans, configuration="toy", fold=0, dataset_json=dataset_json, device=torch.device("cpu"))
     if section is None:
         built.num_epochs, built.num_iterations_per_epoch, built.num_val_iterations_per_epoch = 1, 3, 1
     return built

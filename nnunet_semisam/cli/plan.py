@@ -85,8 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="name of the written configuration (default: <-c>_semisam)")
     parser.add_argument("--method", help="semi-supervised method, e.g. mean_teacher, fixmatch")
     parser.add_argument("--sam", help="generalist, e.g. embedded, segment_anything; 'none' switches it off")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any key of the section, e.g. "
-                        "terms.sam.weight=0.5 sam.planes=4 num_epochs=100")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the section, e.g. terms.sam.weight=0.5 sam.planes=4 num_epochs=100",
+    )
     parser.add_argument("--replace", action="store_true", help="forget what the section held before")
     return parser
 

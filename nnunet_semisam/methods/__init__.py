@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-
 from typing import Any
 
 from nnunet_semisam.methods._base import SemiMethod

@@ -1,7 +1,7 @@
 """SAM's part in any method: the teacher's prediction prompts it, its masks become one more pseudo-label.
 
-SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316). The published code clicks SAM with the ground truth of the
-unlabeled volumes; here nothing but the image and the teacher's prediction is within reach.
+SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316). The published code clicks SAM with the ground truth of
+the unlabeled volumes; here nothing but the image and the teacher's prediction is within reach.
 """
 
 from __future__ import annotations

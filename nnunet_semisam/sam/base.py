@@ -15,8 +15,8 @@ from nnunet_semisam.types import Prompts, SamPrediction
 class SamBackend(abc.ABC):
     """A frozen promptable segmentation model, encoded once per image and decoded once per prompted object.
 
-    Stateless between calls, no gradient, no random numbers, parameters in evaluation mode. Backends that serve only 2D are
-    asked plane by plane for 3D patches (`nnunet_semisam.sam.planes`).
+    Stateless between calls, no gradient, no random numbers, parameters in evaluation mode. Backends that serve only 2D
+    are asked plane by plane for 3D patches (`nnunet_semisam.sam.planes`).
     """
 
     ndims: ClassVar[tuple[int, ...]]  # numbers of spatial axes served natively

@@ -1,4 +1,4 @@
-"""Stock commands from raw images to predictions, in processes of their own, without any variable that names a trainer."""
+"""Stock commands from raw images to predictions, in processes of their own, without a variable that names a trainer."""
 
 import json
 import os
