@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 from typing import Any, cast
 
 import numpy as np
@@ -15,17 +14,36 @@ KEY = "semisam"
 
 def write_atomically(checkpoint: dict[str, Any], filename: str) -> None:
     """Writes beside `filename`, then renames: `filename` holds the old or the new checkpoint, never a part of one."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(filename) or ".", suffix=".tmp", prefix=".checkpoint_")
+    temporary = f"{filename}.tmp"  # one name: what a kill leaves behind, the next write replaces
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, filename)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def stock_trainer_name(trainer: type) -> str:
+    """The nearest nnU-Net class with the architecture of `trainer`.
+
+    Under this name a checkpoint can be predicted with where this package is not installed.
+    """
+    builder = getattr(trainer, "build_network_architecture", None)
+    for parent in trainer.__mro__:
+        same = getattr(parent, "build_network_architecture", None) is builder
+        if same and parent.__module__.startswith("nnunetv2."):
+            return parent.__name__
+    return trainer.__name__
+
+
+def write_teacher_checkpoint(folder: str) -> None:
+    """`checkpoint_final_teacher.pth` in `folder`: the final checkpoint with the teacher's weights."""
+    checkpoint = torch.load(os.path.join(folder, "checkpoint_final.pth"), map_location="cpu", weights_only=False)
+    checkpoint["network_weights"] = checkpoint[KEY].pop("teacher")
+    write_atomically(checkpoint, os.path.join(folder, "checkpoint_final_teacher.pth"))
 
 
 def random_state() -> dict[str, Any]:
@@ -55,9 +73,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -53,12 +53,13 @@ class Curves:
         if not self.epochs:
             return
         names = sorted(self.epochs)
-        figure, axes = plt.subplots(len(names), 1, figsize=(9, 1.8 * len(names)), sharex=True, squeeze=False)
-        for axis, name in zip(axes[:, 0], names, strict=True):
-            axis.plot(range(len(self.epochs[name])), self.epochs[name], marker=".")
-            axis.set_ylabel(name.replace("/", "\n"), fontsize=8)
-            axis.grid(alpha=0.3)
-        axes[-1, 0].set_xlabel("epoch")
-        figure.tight_layout()
-        figure.savefig(file)
-        plt.close(figure)
+        with plt.rc_context(matplotlib.rcParamsDefault | {"backend": "agg"}):  # nnU-Net's own picture sets huge fonts
+            figure, axes = plt.subplots(len(names), 1, figsize=(9, 1.8 * len(names)), sharex=True, squeeze=False)
+            for axis, name in zip(axes[:, 0], names, strict=True):
+                axis.plot(range(len(self.epochs[name])), self.epochs[name], marker=".")
+                axis.set_ylabel(name.replace("/", "\n"), fontsize=8)
+                axis.grid(alpha=0.3)
+            axes[-1, 0].set_xlabel("epoch")
+            figure.tight_layout()
+            figure.savefig(file)
+            plt.close(figure)

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_semisam import stream
-from nnunet_semisam.checkpoint import KEY, random_state, restore_random_state, seed_everything, write_atomically
+from nnunet_semisam.checkpoint import (
+    KEY,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    stock_trainer_name,
+    write_atomically,
+    write_teacher_checkpoint,
+)
 from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.curves import Curves
 from nnunet_semisam.data.loader import close_unlabeled_loader
@@ -85,15 +96,16 @@ class SemiSAM(Base):
         if not self.was_initialized:
             self.initialize()
         resumed, self._resumed = self._resumed, None
-        self.write_configuration()
         if self.semisam.active_terms():
             self.sam_assisted = self.build_sam()
             self.teacher = EmaTeacher(self.network, self.outputs, decay=self.semisam.ema_decay)
             if resumed is not None and resumed["teacher"] is not None:
                 self.teacher.load_state_dict(resumed["teacher"])
         super().on_train_start()
-        if resumed is not None:
+        if resumed is not None and self.local_rank == 0:
             restore_random_state(resumed["random_state"])
+        elif resumed is not None:  # the file has the generators of rank 0; the others must not draw the same
+            seed_everything(self.iteration * 1000 + self.local_rank)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 (nnU-Net's name)
         self._geometry = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -102,6 +114,7 @@ class SemiSAM(Base):
     def get_dataloaders(self):
         asks = bool(self.semisam.active_terms())
         pool = stream.prepare_pool(self, allow_val=self.semisam.allow_unlabeled_val) if asks else {}
+        self.write_configuration(pool)
         loaders = super().get_dataloaders()
         if asks:
             self.dataloader_unlabeled = stream.open_stream(
@@ -164,7 +177,7 @@ class SemiSAM(Base):
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
-            self.write_teacher_checkpoint()
+            write_teacher_checkpoint(self.output_folder)
         close_unlabeled_loader(self.dataloader_unlabeled)
 
     # --- pieces of a step ---------------------------------------------------------------------------------------
@@ -209,28 +222,26 @@ class SemiSAM(Base):
     # --- set-up and files ---------------------------------------------------------------------------------------
 
     def build_sam(self) -> SamAssisted | None:
-        """The method with SAM at its side; None where no term asks for SAM."""
+        """The method with SAM at its side; None where no term asks for SAM.
+
+        SAM gets a first look at an empty patch: channels or dimensions that it cannot serve are an error now, not when
+        the teacher first sees an object.
+        """
         if self.semisam.sam is None or "sam" not in self.semisam.active_terms():
             return None
-        backend = build_backend(self.semisam.sam, self.device)
-        return SamAssisted(self.method, SamLabeler(backend, self.semisam.sam, self.outputs))
+        labeler = SamLabeler(build_backend(self.semisam.sam, self.device), self.semisam.sam, self.outputs)
+        patch_size = self.configuration_manager.patch_size
+        labeler.probe(torch.zeros(1, self.num_input_channels, *patch_size, device=self.device))
+        return SamAssisted(self.method, labeler)
 
-    def write_configuration(self) -> None:
-        """Prints the resolved configuration and writes it as `semisam.json` into the fold folder."""
-        from batchgenerators.utilities.file_and_folder_operations import save_json
-
-        self.print_to_log_file("semisam configuration:", self.semisam.as_dict(), "\n", add_timestamp=False)
+    def write_configuration(self, pool: Mapping[str, Path]) -> None:
+        """Prints the resolved configuration; writes it, and the unlabeled cases, as `semisam.json`."""
+        self.print_to_log_file("semisam configuration:", self.semisam.as_dict(), add_timestamp=False)
+        self.print_to_log_file(f"semisam: {len(pool)} unlabeled cases\n", add_timestamp=False)
         if self.local_rank == 0:
-            save_json(self.semisam.as_dict(), os.path.join(self.output_folder, "semisam.json"), sort_keys=False)
-
-    def stock_trainer_name(self) -> str:
-        """The nearest nnU-Net class with the same architecture: the name under which a checkpoint can be predicted with
-        where this package is not installed."""
-        for parent in type(self).__mro__:
-            same = getattr(parent, "build_network_architecture", None) is self.build_network_architecture
-            if same and parent.__module__.startswith("nnunetv2."):
-                return parent.__name__
-        return type(self).__name__
+            cases = {case: file.parent.name for case, file in pool.items()}
+            content = self.semisam.as_dict() | {"unlabeled_cases": cases}
+            save_json(content, os.path.join(self.output_folder, "semisam.json"), sort_keys=False)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:
@@ -240,7 +251,7 @@ class SemiSAM(Base):
         super().save_checkpoint(buffer)
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint["trainer_name"] = self.stock_trainer_name()
+        checkpoint["trainer_name"] = stock_trainer_name(type(self))
         checkpoint[KEY] = {
             "trainer_name": type(self).__name__,
             "iteration": self.iteration,
@@ -250,13 +261,6 @@ class SemiSAM(Base):
             "random_state": random_state(),
         }
         write_atomically(checkpoint, filename)
-
-    def write_teacher_checkpoint(self) -> None:
-        """`checkpoint_final_teacher.pth`: the final checkpoint with the teacher's weights."""
-        final = os.path.join(self.output_folder, "checkpoint_final.pth")
-        checkpoint = torch.load(final, map_location="cpu", weights_only=False)
-        checkpoint["network_weights"] = checkpoint[KEY].pop("teacher")
-        write_atomically(checkpoint, os.path.join(self.output_folder, "checkpoint_final_teacher.pth"))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         super().load_checkpoint(filename_or_checkpoint)

@@ -155,7 +155,9 @@ def test_run_folder_has_configuration_curves_and_both_checkpoints(toy, monkeypat
     monkeypatch.undo()
     trainer.curves.plot(f"{folder}/progress_semisam.png")
     with open(f"{folder}/semisam.json") as file:
-        assert json.load(file)["sam"]["min_voxels"] == SAM_SECTION["min_voxels"]
+        content = json.load(file)
+    assert content["sam"]["min_voxels"] == SAM_SECTION["min_voxels"]
+    assert tuple(content["unlabeled_cases"]) == UNLABELED
     student = torch.load(f"{folder}/checkpoint_final.pth", weights_only=False)
     teacher = torch.load(f"{folder}/checkpoint_final_teacher.pth", weights_only=False)
     key = next(iter(student["network_weights"]))

@@ -34,7 +34,7 @@ class SamLabeler:
 
     Args:
         outputs: what the heads of the network mean.
-        max_items: how many objects are decoded at once; bounds the memory.
+        max_items: how many objects are decoded at once; the answers of all are kept at patch resolution.
     """
 
     def __init__(
@@ -66,6 +66,19 @@ class SamLabeler:
             "seconds": time.perf_counter() - begin,
         }
         return pseudo
+
+    @torch.no_grad()
+    def probe(self, image: Float[Tensor, "U C *S"]) -> None:
+        """Encodes an image as `__call__` would.
+
+        Raises:
+            ValueError: the backend does not serve its channels or its number of axes.
+        """
+        everywhere = torch.ones((len(image), self.outputs.num_heads, *image.shape[2:]), device=image.device)
+        if not self.outputs.has_regions:
+            everywhere[:, 0] = 0
+        planes = self._planes(everywhere, iteration=0)
+        self.backend.embed(planes.take(image)[:1])
 
     def _planes(self, prob: Float[Tensor, "U K *S"], iteration: int) -> Planes:
         ndim = prob.ndim - 2
