@@ -4,8 +4,8 @@
 
 FOLDER is a data set in nnU-Net raw format with `imagesTr` and `labelsTr`. With `--splits` the cases of its `val` lists
 are taken, else all. The patch is the whole volume, z-scored. Prompts: the true mask corrupted to a wanted Dice (seeds
-fixed), the true box, or one point deep inside. Prints Markdown: Dice of the prompt, Dice of the answer, share of items whose
-answer beats the prompt, rank correlation of predicted IoU and true Dice, milliseconds per item.
+fixed), the true box, or one point deep inside. Prints Markdown: Dice of the prompt, Dice of the answer, share of items
+whose answer beats the prompt, rank correlation of predicted IoU and true Dice, milliseconds per item.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ def evaluate(folder: Path, backend: EmbeddedSam, args: argparse.Namespace) -> No
                 rows.setdefault((name, kind), []).append((before, after, float(answer.iou_predictions[0]), spent))
     for (name, kind), items in rows.items():
         print_row(folder.name, name, kind, np.array(items))
+    for name in dict.fromkeys(name for name, _ in rows):
+        masks = [items for (other, kind), items in rows.items() if other == name and kind.startswith("mask")]
+        print_row(folder.name, name, "all masks", np.array(sum(masks, [])))
 
 
 def print_row(data: str, name: str, kind: str, items: np.ndarray) -> None:

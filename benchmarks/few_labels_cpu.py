@@ -144,7 +144,8 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     folders = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
     environment = dict(os.environ) | {key: str(args.work / folder) for key, folder in folders.items()}
-    environment |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    # nnU-Net lets torch take every core; threads that wait must not spin while another process needs the core
+    environment |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "passive"}
     preprocessed = prepare(args, environment | {"nnUNet_n_proc_DA": "2"})
     write_arms(args, preprocessed)
     for arm in args.arms:

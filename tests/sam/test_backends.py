@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
@@ -63,7 +64,7 @@ def test_a_backend_of_somebody_else(own, tmp_path):
 
 
 def test_strangers(own):
-    for name in ("sam_ultra", "strange_lab.nothing", "no_such_lab.sam"):
+    for name in ("sam_ultra", "strange_lab.nothing", "no_such_lab.sam", ".sam"):
         with pytest.raises(ValueError, match=f"unknown sam.backend '{name}'; known are .*segment_anything"):
             find_backend(name)
     with pytest.raises(ValueError, match="strange_lab.empty must define one SamBackend; it defines 0"):
@@ -74,6 +75,26 @@ def test_strangers(own):
         build_backend(SamConfig(backend="strange_lab.my_sam", backend_args={"color": 1}), CPU)
     with pytest.raises(ValueError, match="unknown key 'device'"):
         build_backend(SamConfig(backend="strange_lab.my_sam", backend_args={"device": "cpu"}), CPU)
+
+
+DAMAGED = {
+    "IndexError": b".",
+    "UnicodeDecodeError": b"cos\xff\n",
+    "AttributeError": pickle.dumps({"2d": 3, 4: "a"}),
+    "UnpicklingError": b"no checkpoint",
+    "EOFError": b"",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize("name", ["embedded", "segment_anything"])
+def test_a_damaged_checkpoint_is_named_with_its_cure(name, content, tmp_path):
+    if name == "segment_anything":
+        pytest.importorskip("segment_anything")
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="weights.pth.*(give|download)"):
+        build_backend(SamConfig(backend=name, checkpoint=str(file)), CPU)
 
 
 def test_checkpoints_are_found_in_the_folder_of_the_variable(tmp_path, monkeypatch):

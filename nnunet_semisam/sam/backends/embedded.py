@@ -33,6 +33,8 @@ class EmbeddedSam(SamBackend):
         device: where the networks run.
         channels: image channels to look at; several are averaged (nnU-Net has normalised each of them).
         grow: how much of the prompt's box is added on each side before looking.
+        keep: log-odds added in favour of a mask prompt. 0 repairs bad prompts most and spoils good ones, 3 changes
+            little; the default gains on masks of Dice 0.6 to 0.85 (`benchmarks/results/embedded_on_real.md`).
         rounds: how often to look; from the second time on the answer is the mask prompt and sets the frame.
     """
 
@@ -45,12 +47,13 @@ class EmbeddedSam(SamBackend):
         *,
         channels: Sequence[int] = (0,),
         grow: float = 0.3,
+        keep: float = 1.0,
         rounds: int = 1,
     ) -> None:
         if rounds < 1:
             raise ValueError(f"rounds = {rounds}: the embedded generalist has to look at least once")
         self.generalists = load_generalists(checkpoint)
-        self.channels, self.grow, self.rounds = tuple(channels), grow, rounds
+        self.channels, self.grow, self.keep, self.rounds = tuple(channels), grow, keep, rounds
         self.to(device)
 
     def to(self, device: torch.device | str) -> EmbeddedSam:
@@ -88,7 +91,7 @@ class EmbeddedSam(SamBackend):
         """One look at some items."""
         generalist = self.generalists[image.ndim - 2]
         frame = Frame.around(attention_boxes(prompts, image.shape[2:]), generalist.grid, grow=self.grow)
-        logits, quality = generalist.network(network_input(image, prompts, frame))
+        logits, quality = generalist.network(network_input(image, prompts, frame), self.keep)
         return frame.paste(logits, image.shape[2:]), quality.sigmoid()
 
 

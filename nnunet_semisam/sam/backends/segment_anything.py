@@ -11,7 +11,6 @@ free. Models of the same layout that want another preparation of the image (MedS
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,12 +261,14 @@ def _read(checkpoint: str | None) -> dict[str, Tensor]:
         raise FileNotFoundError(f"semisam: sam.checkpoint {checkpoint}: no such file; download it or correct the path")
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes the unpickler fail in any way
         raise ValueError(
             f"semisam: sam.checkpoint {checkpoint} cannot be read ({error.__class__.__name__}); the file is damaged or "
             "no PyTorch checkpoint: download it again"
         ) from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
         raise ValueError(
             f"semisam: sam.checkpoint {checkpoint} is no plain state dictionary; give SAM's published file"
         )
