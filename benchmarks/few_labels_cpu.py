@@ -5,7 +5,9 @@
 Plans and preprocesses with nnU-Net's commands, writes the split, shrinks patch and network of `3d_fullres`, adds one
 configuration per arm and trains every arm with the same seed and number of iterations. The supervised arm is
 `nnUNetTrainerSemiSAM` with every term at weight 0: the stock trainer step for step (`tests/test_train_step.py`).
-Dice is that of nnU-Net's own final validation, of the final checkpoint. What is done already is not done again.
+Dice is that of the final checkpoint on all validation cases of the split, predicted without mirroring (nnU-Net's own
+validation after training, with mirroring, sees one of them only: it takes eight times as long). What is done already is
+not done again.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def prepare(args: argparse.Namespace, environment: dict[str, str]) -> Path:
         run(command, environment, args.work / "plan.log")
         shutil.copy(preprocessed / "nnUNetPlans.json", preprocessed / "nnUNetPlans.stock.json")
     draw = json.loads(args.splits.read_text())[name][str(args.labels)][args.draw]
-    fold = {"train": draw["labeled"], "unlabeled": draw["unlabeled"], "val": draw["val"]}
+    fold = {"train": draw["labeled"], "unlabeled": draw["unlabeled"], "val": draw["val"][:1]}
     (preprocessed / "splits_final.json").write_text(json.dumps([fold]))
     return preprocessed
 
@@ -83,7 +85,7 @@ def dice(summary: Path) -> list[float]:
 
 
 def train(args: argparse.Namespace, arm: str, environment: dict[str, str]) -> dict[str, object]:
-    """Trains and validates one arm; for teachers also predicts the validation cases with the teacher."""
+    """Trains one arm; Dice of its final checkpoint, and of its teacher where it has one."""
     name = configuration(args, arm)
     fold = args.work / "results" / args.dataset.name / f"{TRAINER}__nnUNetPlans__{name}" / "fold_0"
     summary, seconds = fold / "validation" / "summary.json", fold / "seconds.txt"
@@ -93,36 +95,35 @@ def train(args: argparse.Namespace, arm: str, environment: dict[str, str]) -> di
         command = ["nnUNetv2_train", args.dataset.name[7:10], name, "0", "-tr", TRAINER, "-device", "cpu"]
         run(command, environment, args.work / f"{args.dataset.name}_{name}.log")
         seconds.write_text(f"{time.time() - start:.0f}")
-    row: dict[str, object] = {"arm": arm, "dice": dice(summary), "seconds": int(seconds.read_text())}
-    teacher = fold / "checkpoint_final_teacher.pth"
-    if teacher.is_file():
-        row["teacher_dice"] = teacher_dice(args, name, fold, environment)
+    row: dict[str, object] = {"arm": arm, "seconds": int(seconds.read_text())}
+    for checkpoint in ("checkpoint_final.pth", "checkpoint_final_teacher.pth"):
+        if (fold / checkpoint).is_file():
+            row[checkpoint.removesuffix(".pth")] = predicted_dice(args, name, fold / checkpoint, environment)
     return row
 
 
-def teacher_dice(args: argparse.Namespace, name: str, fold: Path, environment: dict[str, str]) -> list[float]:
-    """Dice of the teacher on the validation cases, by nnUNetv2_predict and nnUNetv2_evaluate_folder."""
-    inputs, output = fold / "validation_inputs", fold / "validation_teacher"
+def predicted_dice(args: argparse.Namespace, name: str, checkpoint: Path, environment: dict[str, str]) -> list[float]:
+    """Mean Dice per class on all validation cases, by nnUNetv2_predict (no mirroring) and nnUNetv2_evaluate_folder."""
+    inputs, output = args.work / f"{args.dataset.name}_val", checkpoint.with_name(f"predicted_{checkpoint.stem}")
     if not (output / "summary.json").is_file():
         inputs.mkdir(exist_ok=True)
-        preprocessed = args.work / "preprocessed" / args.dataset.name
-        for case in json.loads((preprocessed / "splits_final.json").read_text())[0]["val"]:
+        for case in validation_cases(args):
             link = inputs / f"{case}_0000.nii.gz"
             if not link.exists():
                 link.symlink_to((args.dataset / "imagesTr" / link.name).resolve())
         log = args.work / f"{args.dataset.name}_{name}.log"
         command = ["nnUNetv2_predict", "-i", str(inputs), "-o", str(output), "-d", args.dataset.name[7:10], "-c", name]
-        command += ["-tr", TRAINER, "-f", "0", "-chk", teacher_name(), "-device", "cpu", "-npp", "1", "-nps", "1"]
-        run(command, environment, log)
-        truth = preprocessed / "gt_segmentations"
+        command += ["-tr", TRAINER, "-f", "0", "-chk", checkpoint.name, "-device", "cpu", "-npp", "1", "-nps", "1"]
+        run([*command, "--disable_tta"], environment, log)
+        truth = args.work / "preprocessed" / args.dataset.name / "gt_segmentations"
         command = ["nnUNetv2_evaluate_folder", str(truth), str(output), "-np", "1", "--chill"]
         command += ["-djfile", str(output / "dataset.json"), "-pfile", str(output / "plans.json")]
         run(command, environment, log)
     return dice(output / "summary.json")
 
 
-def teacher_name() -> str:
-    return "checkpoint_final_teacher.pth"
+def validation_cases(args: argparse.Namespace) -> list[str]:
+    return json.loads(args.splits.read_text())[args.dataset.name][str(args.labels)][args.draw]["val"]
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/repeatability.py RAW_DATASET_FOLDER SPLITS_JSON WORK_FOLDER
 
-Trains a shrunk `3d_fullres` with the commands of nnU-Net (CPU, `nnUNet_n_proc_DA=0`, one seed) and compares all weights in
-`checkpoint_final.pth` bit for bit: the same training twice; after every label of the unlabeled cases was replaced by noise
-in the raw data set and everything was planned and preprocessed again; killed in the last epoch and resumed with `--c`;
-and, with every term at weight 0, against stock `nnUNetTrainer` on the same batches.
+Trains a shrunk `3d_fullres` with the commands of nnU-Net (CPU, `nnUNet_n_proc_DA=0`, one seed) and compares all weights
+in `checkpoint_final.pth` bit for bit: the same training twice; after every label of the unlabeled cases was replaced by
+noise in the raw data set and everything was planned and preprocessed again; killed in the last epoch and resumed with
+`--c`; and, with every term at weight 0, against stock `nnUNetTrainer` on the same batches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def script(name: str) -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     folders = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
-    return dict(os.environ) | folders | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+    quiet = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "passive"}
+    return dict(os.environ) | folders | quiet
 
 
 def prepare(source: Path, fold: dict[str, list[str]], folder: Path, *, noise: bool) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import build_method, find_method, list_methods
+from nnunet_semisam.methods._base import build_perturbation, require_number
 from nnunet_semisam.ops.outputs import OutputSpace
 
 
@@ -64,6 +65,60 @@ def test_bad_values_are_named_with_what_is_known(section, named):
     assert all(word in str(error.value) for word in named)
 
 
+WRONG_TYPES = [
+    (key, value, wanted)
+    for keys, values, wanted in [
+        (["allow_unlabeled_val"], [1, "true", None], "true or false"),
+        (["num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "unlabeled_batch_size"],
+         [5.0, True, "5", 0, float("nan")], "an integer of at least 1, or null"),
+        (["terms.sam.iterations"], [2.0, True, 0], "an integer of at least 1, or null"),
+        (["seed"], [1.0, False, "1"], "an integer, or null"),
+        (["sam.planes", "sam.num_points", "sam.min_voxels"], [3.0, True, None, 0], "an integer of at least 1"),
+        (["sam.num_negative_points"], [1.0, False, -1], "an integer of at least 0"),
+        (["sam.axis"], [True, False, 1.0, "Alternate", [0]], "known are 0, 1, 2, alternate"),
+        (["sam.min_agreement"], [-0.1, 1.1, True, "0.5", None, float("nan")], "a number from 0 to 1"),
+        (["terms.sam.weight"], [float("nan"), float("inf"), -1, True, "1", None], "a number of at least 0"),
+        (["terms.sam.schedule"], [["constant"], None], "known are"),
+        (["ema_decay"], [float("nan"), -0.1, 1.5, "0.9", True, None], "a number from 0 to 1"),
+        (["sam.checkpoint", "sam.backend", "method"], [3, ["a"], False], "a string"),
+        (["sam.backend", "method"], [None], "a string"),
+        (["terms", "method_args", "sam.backend_args"], [None, [], "x", 3], "a dictionary"),
+        (["sam"], [False, "embedded"], "a dictionary"),
+        (["sam.prompts"], ["box", 5, None, {"box": 1}], "a list out of points"),
+    ]
+    for key in keys
+    for value in values
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value, wanted", WRONG_TYPES, ids=str)
+def test_a_value_of_the_wrong_type_is_refused_with_key_value_and_what_is_wanted(key, value, wanted):
+    section = value
+    for part in reversed(key.split(".")):
+        section = {part: section}
+    with pytest.raises(ValueError) as error:
+        SemiSAMConfig().with_section(section)
+    message = str(error.value)
+    assert message.startswith(f"semisam: {key} is {value!r}; ") and wanted in message
+    assert message.count("semisam:") == 1
+
+
+def test_whatever_is_no_dictionary_is_no_section():
+    for section in ([], "mean_teacher", None, 3):
+        with pytest.raises(ValueError, match="semisam: the section is .* must be a dictionary"):
+            SemiSAMConfig().with_section(section)
+
+
+def test_null_and_right_types_are_taken():
+    section = {
+        "unlabeled_batch_size": None, "num_epochs": None, "seed": -3, "ema_decay": 0, "allow_unlabeled_val": True,
+        "terms": {"sam": {"weight": 1, "iterations": 7}},
+        "sam": {"checkpoint": None, "axis": 2, "min_agreement": 1, "num_negative_points": 0, "prompts": ("box",)},
+    }  # fmt: skip
+    config = SemiSAMConfig().with_section(section)
+    assert (config.seed, config.terms["sam"].iterations, config.sam.axis) == (-3, 7, 2)
+
+
 def test_sam_on_top_of_a_preset_without_sam():
     config = SemiSAMConfig(sam=None).with_section({"sam": {"planes": 2}})
     assert config.sam == SamConfig(planes=2)
@@ -76,6 +131,53 @@ def test_strangers_are_told_what_exists():
         build_method("fixmatch", {"treshold": 0.9}, OutputSpace(2))
     with pytest.raises(ValueError, match="consistency"):
         SemiSAMConfig().with_section({"terms": {"consistancy": {"weight": 1}}}).require_terms(("consistency", "sam"))
+
+
+@pytest.mark.parametrize(
+    "method, args, words",
+    [
+        (
+            "mean_teacher",
+            {"perturbation": {"noise": 0.1}},
+            ["perturbation 'noise'", "noise_std, contrast, brightness, cutout"],
+        ),
+        ("mean_teacher", {"perturbation": {"noise_std": -0.1}}, ["perturbation.noise_std is -0.1", "at least 0"]),
+        ("mean_teacher", {"perturbation": {"contrast": "much"}}, ["perturbation.contrast is 'much'", "number"]),
+        ("mean_teacher", {"perturbation": {"brightness": float("nan")}}, ["brightness is nan", "number"]),
+        ("mean_teacher", {"perturbation": {"cutout": 1.5}}, ["perturbation.cutout is 1.5", "from 0 to 1"]),
+        ("fixmatch", {"perturbation": {"cutout": True}}, ["perturbation.cutout is True", "number"]),
+        ("fixmatch", {"threshold": 1.5}, ["threshold is 1.5", "from 0 to 1"]),
+        ("fixmatch", {"threshold": -0.5}, ["threshold is -0.5", "from 0 to 1"]),
+        ("fixmatch", {"threshold": True}, ["threshold is True", "number"]),
+        ("fixmatch", {"view": "cuda"}, ["view is 'cuda'", "device, nnunet"]),
+    ],
+)
+def test_bad_method_args_are_named(method, args, words):
+    with pytest.raises(ValueError) as error:
+        build_method(method, args, OutputSpace(2))
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_method_args_of_another_type_are_named():
+    """Past the shape checks of the test suite, which would refuse them first."""
+    for value in ("high", None, [0.5], float("nan")):
+        with pytest.raises(ValueError, match="threshold is .* it must be a number from 0 to 1"):
+            require_number("threshold", value, 1)
+    for value in (3, None, "noise_std", ["noise_std"]):
+        with pytest.raises(ValueError, match="perturbation is .* dictionary with keys out of noise_std, contrast"):
+            build_perturbation(value)
+
+
+def test_a_dotted_method_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    for name in ("no_such_lab.method", "json.nothing", "my_lab.my_method"):
+        with pytest.raises(ValueError, match=f"unknown method '{name}'.*fixmatch.*dotted module that can be imported"):
+            find_method(name)
+    with pytest.raises(ValueError, match="unknown method '[.]relative'"):
+        find_method(".relative")
+    (tmp_path / "lab_with_a_hole.py").write_text("import not_installed_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
+        find_method("lab_with_a_hole.method")
 
 
 def test_methods_are_found_by_file_name():

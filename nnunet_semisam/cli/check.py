@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+    from nnunet_semisam.config import SemiSAMConfig
     from nnunet_semisam.data.dataset import PlannedDataset
 
 
@@ -24,7 +27,7 @@ class Report:
         """Result of a check, or None if it raised one of the errors that are meant for users."""
         try:
             return check(*args, **kwargs)
-        except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             self.problem(*str(error).split("\n"))
 
     def problem(self, *found: str) -> None:
@@ -43,7 +46,7 @@ def check_setup(
     plans_name: str = "nnUNetPlans",
     fold: int | str | None = None,
 ) -> Report:
-    """Opens every image of `imagesUn` and checks splits, `semisam` sections and SAM checkpoints; changes nothing.
+    """Opens every image of `imagesUn`, checks splits and `semisam` sections, builds the SAMs; changes nothing.
 
     Args:
         configurations: None = the usual ones and those with a `semisam` section, as far as they are preprocessed.
@@ -59,16 +62,16 @@ def check_setup(
     report = Report([f"data set: {planned.name}, plans: {plans_name}"])
     images = _check_images(planned, report)
     for name, manager in chosen.items():
-        section = manager.configuration.get("semisam", {})
-        if section:
-            _check_section(name, section, report)
+        config = _check_section(name, manager.configuration.get("semisam", {}), report)
         folder = planned.folder / manager.data_identifier
         if configurations is None and not folder.is_dir():
             report.facts.append(f"{name}: not preprocessed, splits not checked")
         else:
             known = report.attempt(planned.labeled_cases, manager)
             if known:
-                _check_splits(planned, known, images, report, fold=fold, name=name, section=section)
+                allow = config is not None and config.allow_unlabeled_val
+                hidden = _check_splits(planned, known, images, report, fold=fold, name=name, allow_unlabeled_val=allow)
+                _check_hidden(planned, manager, hidden, report)
     return report
 
 
@@ -99,25 +102,30 @@ def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
     return list(cases)
 
 
-def _check_section(name: str, section: dict, report: Report) -> None:
+def _check_section(name: str, section: dict, report: Report) -> SemiSAMConfig | None:
+    """The configuration that the section makes, if it is right; SAM is built on the CPU where training would ask it."""
+    import torch
+
     from nnunet_semisam.cli.plan import check_section
     from nnunet_semisam.config import SemiSAMConfig
-    from nnunet_semisam.paths import find_checkpoint
+    from nnunet_semisam.sam import build_backend
 
     known = len(report.problems)
     config = report.attempt(SemiSAMConfig().with_section, section)
-    if config is not None:
+    if config is not None and section:
         report.attempt(check_section, section)
-        if config.sam and config.sam.checkpoint:
-            report.attempt(find_checkpoint, config.sam.checkpoint)
+        if "sam" in config.active_terms():
+            report.attempt(build_backend, config.sam, torch.device("cpu"))
     for index in range(known, len(report.problems)):
         report.problems[index] = f"configuration {name}: {report.problems[index]}"
+    return config
 
 
 def _check_splits(
     planned: PlannedDataset, known: list[str], images: list[str], report: Report, *,
-    fold: int | str | None, name: str, section: dict,
-) -> None:  # fmt: skip
+    fold: int | str | None, name: str, allow_unlabeled_val: bool,
+) -> list[str]:  # fmt: skip
+    """The hidden cases of the checked folds."""
     from nnunet_semisam.data.preprocess import raw_folder_of
     from nnunet_semisam.data.raw_pool import FOLDER
     from nnunet_semisam.data.splits import collision_problems, no_case_message, num_folds, read_split
@@ -125,18 +133,26 @@ def _check_splits(
     splits_file = planned.folder / "splits_final.json"
     place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
     report.problem(*collision_problems(images, known, place))
-    allow = bool(section.get("allow_unlabeled_val", False))
-    counts = {}
+    splits = {}
     for number in range(report.attempt(num_folds, splits_file) or 0) if fold is None else [fold]:
-        split = report.attempt(read_split, splits_file, number, known=known, allow_unlabeled_val=allow)
-        counts[number] = len(split.unlabeled) if split else 0
+        split = report.attempt(read_split, splits_file, number, known=known, allow_unlabeled_val=allow_unlabeled_val)
         if split:
+            splits[number] = split
             report.facts.append(
-                f"{name}, fold {number}: {len(split.labeled) or 'all'} labeled, {counts[number]} hidden + "
+                f"{name}, fold {number}: {len(split.labeled) or 'all'} labeled, {len(split.unlabeled)} hidden + "
                 f"{len(images)} from {FOLDER} unlabeled, {len(split.val)} validation case(s)"
             )
-    if not images and not any(counts.values()):
+    hidden = sorted({case for split in splits.values() for case in split.unlabeled})
+    if not images and not hidden and (splits or fold is None):
         report.problem(no_case_message(place, splits_file, "(any)" if fold is None else fold))
+    return hidden
+
+
+def _check_hidden(planned: PlannedDataset, manager: ConfigurationManager, hidden: list[str], report: Report) -> None:
+    from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
+
+    if label_shapes_image(manager):
+        report.attempt(find_hidden, hidden, planned.name, planned.plans_manager, manager, planned.dataset_json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

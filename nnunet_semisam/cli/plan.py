@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+
 
 def set_key(section: dict[str, Any], assignment: str) -> None:
-    """Lays "terms.sam.weight=0.5" into the nested `section`. The value is read as JSON, else as a string."""
+    """Lays "terms.sam.weight=0.5" into the nested `section`.
+
+    The value is read as JSON, else as a string; True, False and None mean what they mean in Python.
+    """
     path, sign, text = assignment.partition("=")
     if not sign or not path:
         raise ValueError(f"--set {assignment!r}: write key=value, for instance terms.sam.weight=0.5")
     try:
-        value = json.loads(text)
+        value = WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)
     except json.JSONDecodeError:
         value = text
     *parents, last = path.split(".")
@@ -56,17 +61,17 @@ def write_configuration(
 
 
 def check_section(section: Mapping[str, Any]) -> None:
-    """Raises ValueError for whatever the trainer would refuse: keys, values, method, its arguments, backend."""
+    """Raises ValueError for whatever the trainer would refuse: keys, values, method, backend, and their arguments."""
     from nnunet_semisam.config import SemiSAMConfig
     from nnunet_semisam.methods import build_method
     from nnunet_semisam.ops.outputs import OutputSpace
-    from nnunet_semisam.sam import find_backend
+    from nnunet_semisam.sam import check_backend_args
 
     config = SemiSAMConfig().with_section(section)
     method = build_method(config.method, config.method_args, OutputSpace(2))
     config.require_terms((*method.term_names, "sam"))
     if config.sam is not None:
-        find_backend(config.sam.backend)
+        check_backend_args(config.sam)
 
 
 def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -99,28 +104,44 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = _parser().parse_args(argv)
-    from nnunetv2.paths import nnUNet_preprocessed
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
     section: dict[str, Any] = {} if args.method is None else {"method": args.method}
     if args.sam is not None:
         section["sam"] = None if args.sam == "none" else {"backend": args.sam}
     name = args.name or f"{args.c}_semisam"
-    folder = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(_id_or_name(args.d))
     try:
+        plans_file = find_plans(args.d, args.p)
         for assignment in args.set:
             set_key(section, assignment)
-        written = write_configuration(
-            folder / f"{args.p}.json", base=args.c, name=name, section=section, replace=args.replace
-        )
-    except (ValueError, FileNotFoundError) as error:
+        written = write_configuration(plans_file, base=args.c, name=name, section=section, replace=args.replace)
+    except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"nnUNetv2_semisam_plan: {error}") from error
-    print(f"{folder / args.p}.json: configuration {name}\n{json.dumps(written, indent=2)}")
+    print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
     print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")
 
 
-def _id_or_name(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+def find_plans(dataset: str, plans_name: str) -> Path:
+    """The plans file of a data set.
+
+    Args:
+        dataset: number or name.
+
+    Raises:
+        ValueError: no such data set, or it was not planned under this plans name.
+    """
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    try:
+        name = str(maybe_convert_to_dataset_name(dataset))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    file = Path(str(nnUNet_preprocessed)) / name / f"{plans_name}.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist; plan the data set first with nnUNetv2_plan_and_preprocess, or name "
+            "another with -d, or other plans with -p"
+        )
+    return file
 
 
 if __name__ == "__main__":

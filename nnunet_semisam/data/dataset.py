@@ -12,8 +12,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_semisam.data.hidden import label_shapes_image, preprocess_hidden
 from nnunet_semisam.data.preprocess import preprocess_unlabeled, raw_folder_of
 from nnunet_semisam.data.raw_pool import FOLDER
+from nnunet_semisam.data.splits import hidden_cases
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
@@ -97,19 +99,24 @@ def preprocess_dataset(
 ) -> dict[str, int]:
     """Preprocesses `imagesUn` of a data set for several configurations; those that share their data are made once.
 
+    Hidden cases of all folds come with it where they have to be preprocessed without their labels.
+
     Returns:
         Number of unlabeled cases by data identifier.
 
     Raises:
-        ValueError: as `PlannedDataset.open` and `preprocess_unlabeled`; or there is no image in `imagesUn`.
+        ValueError: as `PlannedDataset.open`, `preprocess_unlabeled` and `preprocess_hidden`; or there is no image in
+            `imagesUn`.
     """
     planned = PlannedDataset.open(dataset, plans_name)
     chosen = {manager.data_identifier: manager for manager in planned.configurations(configurations).values()}
+    hidden = sorted(set().union(*hidden_cases(planned.folder / "splits_final.json").values()))
     counts = {}
     for identifier, manager in chosen.items():
-        cases = preprocess_unlabeled(
-            planned.name, planned.plans_manager, manager, planned.dataset_json, num_processes=num_processes
-        )
+        where = planned.name, planned.plans_manager, manager, planned.dataset_json
+        cases = preprocess_unlabeled(*where, num_processes=num_processes)
+        if label_shapes_image(manager):
+            cases |= preprocess_hidden(hidden, *where, num_processes=num_processes)
         counts[identifier] = len(cases)
     if not any(counts.values()):
         place = raw_folder_of(planned.name) or f"the raw folder of {planned.name} (nnUNet_raw)"

@@ -1,8 +1,9 @@
 """What has been preprocessed from what: the file `<data_identifier>_unlabeled.json` beside the preprocessed folder.
 
 A case counts as done when its image files have the recorded size and modification time, the plans decide the same
-result as then, and its preprocessed image is there. The manifest lies beside the folder, not in it: nnU-Net wants one
-kind of file in a folder of cases.
+result as then, and its preprocessed image is there. A case that the last look into the raw folder did not find is
+marked as removed, for machines that have no raw folder to look into. The manifest lies beside the folder, not in it:
+nnU-Net wants one kind of file in a folder of cases.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 SAVE_EVERY = 2  # seconds
+REMOVED = "removed"
 DECISIVE = (
     "spacing",
     "normalization_schemes",
@@ -32,23 +34,28 @@ DECISIVE = (
 
 @dataclass
 class Manifest:
-    """The record of a folder of preprocessed cases: `{case: {"files": {name: [size, mtime]}, "settings": hash}}`.
+    """The record of a folder of preprocessed cases.
+
+    The file holds `{case: {"source": folder, "files": {name: [size, mtime]}, "settings": hash, "removed": true}}`, the
+    last key for removed cases only.
 
     Args:
         folder: the preprocessed folder; the file is `<folder>.json`.
         settings: hash of what decides the result now, from `settings_hash`.
+        source: the raw folder that the cases of this object come from; records of other sources are left alone.
     """
 
     folder: Path
     settings: str
+    source: str = "imagesUn"
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     _own: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
     _saved_at: float = field(default=0.0, init=False)
 
     @classmethod
-    def load(cls, folder: Path, settings: str) -> Manifest:
+    def load(cls, folder: Path, settings: str, source: str = "imagesUn") -> Manifest:
         """The manifest of `folder`; a missing or damaged file counts as empty, so that everything is made again."""
-        return cls(folder, settings, _cases_in(_file_of(folder)))
+        return cls(folder, settings, source, _cases_in(_file_of(folder)))
 
     @property
     def file(self) -> Path:
@@ -63,9 +70,24 @@ class Manifest:
         return self.cases.get(case) == self._record(files) and self.image(case).is_file()
 
     def finished_cases(self) -> dict[str, Path]:
-        """All cases that were made with the present settings, for machines that do not have the raw images."""
-        made = [case for case, record in self.cases.items() if record.get("settings") == self.settings]
+        """Cases that were made with the present settings and were in the source when somebody last looked there.
+
+        For machines that do not have the raw images.
+        """
+        now = {"source": self.source, "settings": self.settings}
+        made = [case for case, record in self.cases.items() if now.items() <= record.items() and REMOVED not in record]
         return {case: self.image(case) for case in sorted(made) if self.image(case).is_file()}
+
+    def note_present(self, cases: Iterable[str]) -> None:
+        """Marks recorded cases of the source as removed unless they are among `cases`, all that it holds now."""
+        present = set(cases)
+        recorded = self.cases | _cases_in(self.file)
+        own = {case: record for case, record in recorded.items() if record.get("source") == self.source}
+        marks = {
+            case: _as_present(record) | ({} if case in present else {REMOVED: True}) for case, record in own.items()
+        }
+        if marks != own:
+            self.save(marks)
 
     def add(self, case: str, files: list[str]) -> None:
         """Record a case as done; the file follows within seconds, so that a kill loses next to nothing."""
@@ -73,16 +95,18 @@ class Manifest:
         if time.monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
 
-    def save(self) -> None:
-        """Write the file in one move. Cases that another process has recorded meanwhile are kept."""
-        self.cases = {**self.cases, **_cases_in(self.file), **self._own}
+    def save(self, changes: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """Write the file in one move, with `changes`. What other processes have written meanwhile is kept."""
+        recorded = {**self.cases, **_cases_in(self.file)}
+        own = {case: record for case, record in self._own.items() if _as_present(recorded.get(case, {})) != record}
+        self.cases = {**recorded, **own, **(changes or {})}
         partial = self.file.with_name(f".{self.file.name}.{os.getpid()}")
         partial.write_text(json.dumps(self.cases, indent=1, sort_keys=True))
         os.replace(partial, self.file)
         self._saved_at = time.monotonic()
 
     def _record(self, files: list[str]) -> dict[str, Any]:
-        return {"files": _fingerprint(files), "settings": self.settings}
+        return {"source": self.source, "files": _fingerprint(files), "settings": self.settings}
 
 
 def settings_hash(plans_manager: Any, configuration_manager: Any) -> str:
@@ -96,6 +120,10 @@ def settings_hash(plans_manager: Any, configuration_manager: Any) -> str:
         "nnunetv2": version("nnunetv2"),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _as_present(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != REMOVED}
 
 
 def _file_of(folder: Path) -> Path:

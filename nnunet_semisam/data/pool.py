@@ -8,6 +8,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_semisam.data.dataset import labeled_cases
+from nnunet_semisam.data.hidden import preprocess_hidden
 from nnunet_semisam.data.preprocess import preprocess_unlabeled, raw_folder_of
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import collision_problems, no_case_message, read_split
@@ -24,24 +25,25 @@ def unlabeled_pool(
 ) -> dict[str, Path]:
     """Preprocessed image file (`.b2nd`) of every unlabeled case; `UnlabeledDataset` opens them.
 
-    New or changed images of `imagesUn` are preprocessed first. With several training processes, call it in one, wait,
-    and call it in the others, where nothing is left to do.
+    New or changed images of `imagesUn` are preprocessed first, and so are hidden cases where nnU-Net's preprocessed
+    images depend on the labels. With several training processes, call it in one, wait, and call it in the others, where
+    nothing is left to do.
 
     Raises:
         ValueError: the splits or `imagesUn` are wrong, or there is no unlabeled case; the cure is in the message.
     """
     name = plans_manager.dataset_name
     folder = Path(nnUNet_preprocessed) / name
-    labeled_folder = folder / configuration_manager.data_identifier
     splits_file = folder / "splits_final.json"
     raw_folder = raw_folder_of(name) or Path("nnUNet_raw") / name
 
-    known = labeled_cases(labeled_folder)
+    known = labeled_cases(folder / configuration_manager.data_identifier)
     split = read_split(splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
-    images = preprocess_unlabeled(name, plans_manager, configuration_manager, dataset_json, num_processes=num_processes)
+    managers = plans_manager, configuration_manager, dataset_json
+    images = preprocess_unlabeled(name, *managers, num_processes=num_processes)
     if problems := collision_problems(images, known, raw_folder / FOLDER):
         raise ValueError("\n".join(problems))
-    pool = {**images, **{case: labeled_folder / f"{case}.b2nd" for case in split.unlabeled}}
+    pool = images | preprocess_hidden(split.unlabeled, name, *managers, num_processes=num_processes)
     if not pool:
         raise ValueError(no_case_message(raw_folder / FOLDER, splits_file, fold))
     return dict(sorted(pool.items()))

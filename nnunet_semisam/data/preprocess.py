@@ -1,8 +1,9 @@
-"""`imagesUn/` → `<data_identifier>_unlabeled/`: nnU-Net's own preprocessing for images without labels.
+"""Unlabeled images → `<data_identifier>_unlabeled/`: nnU-Net's own preprocessing, without labels.
 
-Only what is missing or has changed is made (see `manifest`). Every case is written into a hidden folder and moved when
-it is whole, so nothing half-written counts as done. Cases that were removed from `imagesUn` are not used any more;
-their preprocessed files stay, and are taken up again if the same image comes back.
+The images are those of `imagesUn/`, and hidden cases of `imagesTr/` where they need it (see `hidden`). Only what is
+missing or has changed is made (see `manifest`). Every case is written into a hidden folder and moved when it is whole,
+so nothing half-written counts as done. Cases that were removed from `imagesUn` are not used any more; their
+preprocessed files stay, and are taken up again if the same image comes back.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_semisam.data.manifest import Manifest, settings_hash
-from nnunet_semisam.data.raw_pool import image_problems, list_unlabeled, open_problems
+from nnunet_semisam.data.raw_pool import FOLDER, image_problems, list_unlabeled, open_problems
 
 PARTIAL = ".partial-"
 ONE_DAY = 24 * 3600
@@ -58,23 +59,44 @@ def preprocess_unlabeled(
         ValueError: wrong names in `imagesUn`, or cases that cannot be preprocessed (all are named; good ones are kept).
         RuntimeError: a worker process died.
     """
-    folder = unlabeled_folder(dataset_name, configuration_manager)
-    manifest = Manifest.load(folder, settings_hash(plans_manager, configuration_manager))
+    manifest = open_manifest(dataset_name, plans_manager, configuration_manager, FOLDER)
     raw_folder = raw_folder_of(dataset_name)
     if not raw_folder:
         return manifest.finished_cases()
     cases = list_unlabeled(raw_folder, dataset_json)
-    jobs = [(case, files) for case, files in cases.items() if not manifest.is_done(case, files)]
-    if jobs:
-        title = f"Preprocessing unlabeled cases ({configuration_manager.data_identifier})"
-        with _partial_folder(folder) as partial, tqdm(total=len(jobs), desc=title, disable=not show_progress) as bar:
-            work = Work(partial, folder, plans_manager, configuration_manager, dataset_json)
-            _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
+    manifest.note_present(cases)
+    managers = plans_manager, configuration_manager, dataset_json
+    make_missing(manifest, cases, managers, num_processes=num_processes, show_progress=show_progress)
     return {case: manifest.image(case) for case in cases}
 
 
+def open_manifest(
+    dataset_name: str, plans_manager: PlansManager, configuration_manager: ConfigurationManager, source: str
+) -> Manifest:
+    """The record of the label-free cases of a configuration that come from the raw folder `source`."""
+    folder = unlabeled_folder(dataset_name, configuration_manager)
+    return Manifest.load(folder, settings_hash(plans_manager, configuration_manager), source)
+
+
+def make_missing(
+    manifest: Manifest, cases: dict[str, list[str]], managers: tuple[PlansManager, ConfigurationManager, dict], *,
+    num_processes: int | None, show_progress: bool,
+) -> None:  # fmt: skip
+    """Preprocesses those of the cases, given with their files, that are not done."""
+    jobs = [(case, files) for case, files in cases.items() if not manifest.is_done(case, files)]
+    if not jobs:
+        return
+    title = f"Preprocessing unlabeled cases ({managers[1].data_identifier})"
+    with (
+        _partial_folder(manifest.folder) as partial,
+        tqdm(total=len(jobs), desc=title, disable=not show_progress) as bar,
+    ):
+        work = Work(partial, manifest.folder, *managers)
+        _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
+
+
 def unlabeled_folder(dataset_name: str, configuration_manager: ConfigurationManager) -> Path:
-    """Where the preprocessed cases of `imagesUn` lie; configurations that share a data identifier share it."""
+    """Where images lie that were preprocessed without label; configurations that share a data identifier share it."""
     return Path(nnUNet_preprocessed) / dataset_name / f"{configuration_manager.data_identifier}_unlabeled"
 
 

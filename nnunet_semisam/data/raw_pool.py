@@ -17,6 +17,7 @@ import numpy as np
 from nnunet_semisam.data.splits import collision_problems, names
 
 FOLDER = "imagesUn"
+LABELED_FOLDER = "imagesTr"
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -48,6 +49,21 @@ def scan_unlabeled(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str
         for case, channels in sorted(cases.items())
     }
     return files, problems
+
+
+def files_of_labeled(raw_folder: str | Path, dataset_json: dict, wanted: Iterable[str]) -> dict[str, list[str]]:
+    """Image files, in channel order, of those of the `wanted` cases of `imagesTr` that have some."""
+    folder, ending = Path(raw_folder) / LABELED_FOLDER, dataset_json["file_ending"]
+    if "dataset" in dataset_json:  # the files are listed there, and may lie anywhere
+        listed = {case: entry["images"] for case, entry in dataset_json["dataset"].items()}
+        files = {case: [os.path.join(raw_folder, os.path.expandvars(file)) for file in listed[case]] for case in listed}
+    else:
+        found = _labeled_channels(Path(raw_folder), dataset_json)
+        files = {
+            case: [os.path.join(folder, f"{case}_{channel}{ending}") for channel in sorted(channels)]
+            for case, channels in found.items()
+        }
+    return {case: files[case] for case in wanted if case in files and all(map(os.path.isfile, files[case]))}
 
 
 def open_problems(cases: Mapping[str, list[str]], reader: Any, dataset_json: dict, progress: Any = iter) -> list[str]:
@@ -117,7 +133,7 @@ def _labeled_channels(raw_folder: Path, dataset_json: dict) -> dict[str, list[st
     """Channel numbers of every labeled case by file name; none where dataset.json lists the files itself."""
     if "dataset" in dataset_json:
         return {case: [] for case in dataset_json["dataset"]}
-    folder = raw_folder / "imagesTr"
+    folder = raw_folder / LABELED_FOLDER
     return _sorted_into_cases(folder, dataset_json["file_ending"])[0] if folder.is_dir() else {}
 
 

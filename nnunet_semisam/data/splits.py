@@ -35,7 +35,8 @@ def read_split(
 
     Args:
         splits_file: nnU-Net's `splits_final.json`; it need not exist.
-        fold: number of the fold, or "all" (which has no hidden cases: it trains on every labeled case).
+        fold: number of the fold, or "all". For "all" and numbers beyond the file nnU-Net chooses the cases itself, out
+            of all labeled ones: then no fold of the file may hide any.
         known: names of all cases in the folder of the preprocessed labeled cases.
         allow_unlabeled_val: a validation case may be an unlabeled case as well (transductive).
 
@@ -99,6 +100,12 @@ def names(cases: Sequence[str], limit: int = 5) -> str:
     return f"{shown}{more} {'is' if len(cases) == 1 else 'are'}"
 
 
+def hidden_cases(splits_file: str | Path) -> dict[int, tuple[str, ...]]:
+    """The cases under "unlabeled" of every fold that has some."""
+    folds = {number: _entry(entry, splits_file, number) for number, entry in enumerate(_folds(Path(splits_file)))}
+    return {number: split.unlabeled for number, split in folds.items() if split.unlabeled}
+
+
 def num_folds(splits_file: str | Path) -> int:
     """Number of folds in the file, 0 if it does not exist."""
     return len(_folds(Path(splits_file)))
@@ -117,17 +124,30 @@ def _folds(splits_file: Path) -> list:
 
 
 def _read(splits_file: Path, fold: int | str) -> Split:
-    splits = [] if fold == "all" else _folds(splits_file)
-    if not splits or int(fold) >= len(splits):
-        return Split()
-    entry = splits[int(fold)]
+    splits = _folds(splits_file)
+    if fold != "all" and int(fold) < len(splits):
+        return _entry(splits[int(fold)], splits_file, fold)
+    if hiding := hidden_cases(splits_file):
+        raise ValueError(
+            f'{splits_file} hides the labels of cases ("unlabeled" in fold {", ".join(map(str, hiding))}), but fold '
+            f"{fold} is not in this file, so nnU-Net would train on these labels. Train a fold of the file "
+            f'({_numbers(len(splits))}), or remove the "unlabeled" lists if these labels may be seen.'
+        )
+    return Split()
+
+
+def _numbers(count: int) -> str:
+    return "0" if count == 1 else f"0 to {count - 1}"
+
+
+def _entry(entry: object, splits_file: str | Path, fold: int | str) -> Split:
     if not isinstance(entry, dict):
         raise ValueError(f"fold {fold} of {splits_file} is {entry!r}; it must be a dictionary.")
     labeled, unlabeled, val = (_case_list(entry, key, splits_file, fold) for key in ("train", "unlabeled", "val"))
     return Split(labeled, unlabeled, val)
 
 
-def _case_list(entry: dict, key: str, splits_file: Path, fold: int | str) -> tuple[str, ...]:
+def _case_list(entry: dict, key: str, splits_file: str | Path, fold: int | str) -> tuple[str, ...]:
     cases = entry.get(key, [])
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise ValueError(f'fold {fold} of {splits_file}: "{key}" is {cases!r}; it must be a list of case names.')

@@ -21,11 +21,17 @@ def find_method(name: str) -> type[SemiMethod]:
     """The method class in `methods/<name>.py`, or in the module of a dotted name such as "my_lab.my_method".
 
     Raises:
-        ValueError: no such method; the message lists the known ones.
+        ValueError: no such method, or a module that does not define exactly one; the message lists the known ones.
     """
-    if "." not in name and name not in list_methods():
-        raise ValueError(f"semisam: unknown method {name!r}; known are {', '.join(list_methods())}, or a dotted module")
-    module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
+    if name.startswith(".") or ("." not in name and name not in list_methods()):
+        raise ValueError(_unknown(name))
+    path = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # the module exists, but something that it imports does not
+        raise ValueError(f"{_unknown(name)} that can be imported") from error
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
@@ -48,3 +54,7 @@ def build_method(name: str, args: dict[str, Any], outputs: OutputSpace) -> SemiM
         if key not in known:
             raise ValueError(f"semisam: unknown method_args {key!r} of {name}; known are {', '.join(known)}")
     return kind(outputs=outputs, **args)
+
+
+def _unknown(name: str) -> str:
+    return f"semisam: unknown method {name!r}; known are {', '.join(list_methods())}, or a dotted module"

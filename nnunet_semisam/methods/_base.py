@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,7 +42,7 @@ class SemiMethod(abc.ABC):
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
             raise ValueError(f"semisam: method_args.view is {self.view!r}; known are {', '.join(VIEWS)}")
-        self._perturb = Perturbation(**self.perturbation)
+        self._perturb = build_perturbation(self.perturbation)
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -57,3 +58,34 @@ class SemiMethod(abc.ABC):
         """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all."""
         prob = self.outputs.prob(full_resolution(student(self.student_view(unlabeled))))
         return {name: soft_mse(prob, p.prob, p.confidence) for name, p in pseudo.items()}
+
+
+def build_perturbation(args: Any) -> Perturbation:
+    """The `method_args.perturbation` of a configuration.
+
+    Raises:
+        ValueError: unknown key, or a value out of range; the message lists the known keys.
+    """
+    known = [f.name for f in fields(Perturbation)]
+    if not isinstance(args, dict):
+        raise ValueError(
+            f"semisam: method_args.perturbation is {args!r}; it must be a dictionary with keys out of "
+            f"{', '.join(known)}"
+        )
+    for key, value in args.items():
+        if key not in known:
+            raise ValueError(f"semisam: unknown method_args.perturbation {key!r}; known are {', '.join(known)}")
+        require_number(f"method_args.perturbation.{key}", value, 1 if key == "cutout" else math.inf)
+    return Perturbation(**args)
+
+
+def require_number(name: str, value: Any, high: float) -> None:
+    """Checks that an argument is a number from 0 to `high`.
+
+    Raises:
+        ValueError: it is something else; the message names the argument, the value and what is wanted.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= high or value == math.inf:  # NaN is never in order
+        wanted = "of at least 0" if high == math.inf else f"from 0 to {high}"
+        raise ValueError(f"semisam: {name} is {value!r}; it must be a number {wanted}")

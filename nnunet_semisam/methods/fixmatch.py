@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnunet_semisam.methods._base import SemiMethod, Teacher
+from nnunet_semisam.methods._base import SemiMethod, Teacher, require_number
 from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
 
 
@@ -13,6 +13,10 @@ class FixMatch(SemiMethod):
     """Hard pseudo-labels where the teacher is sure; elsewhere the student is left alone."""
 
     threshold: float = 0.95  # FixMatch, section 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("method_args.threshold", self.threshold, 1)
 
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         prob = teacher(unlabeled.image)  # (U, K, *S)

@@ -26,7 +26,7 @@ def find_backend(name: str) -> type[SamBackend]:
     Raises:
         ValueError: no such backend, or a module that does not define exactly one; the message lists the known ones.
     """
-    if "." not in name and name not in list_backends():
+    if name.startswith(".") or ("." not in name and name not in list_backends()):
         raise ValueError(_unknown(name))
     path = name if "." in name else f"{backends.__name__}.{name}"
     try:
@@ -49,6 +49,17 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
         ValueError: unknown backend or backend argument.
         FileNotFoundError: `config.checkpoint` is given but is no file.
     """
+    backend = check_backend_args(config)
+    checkpoint = None if config.checkpoint is None else str(find_checkpoint(config.checkpoint))
+    return backend(checkpoint, device, **config.backend_args)
+
+
+def check_backend_args(config: SamConfig) -> Callable[..., SamBackend]:
+    """The configured backend class, which takes the names in `backend_args`. Opens no checkpoint.
+
+    Raises:
+        ValueError: unknown backend or backend argument; the message lists the known ones.
+    """
     backend: Callable[..., SamBackend] = find_backend(config.backend)
     known = _backend_args(backend)
     for name in config.backend_args:
@@ -57,8 +68,7 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
                 f"semisam: unknown key {name!r} in sam.backend_args of backend {config.backend!r}; "
                 f"known keys are {', '.join(known) or 'none'}"
             )
-    checkpoint = None if config.checkpoint is None else str(find_checkpoint(config.checkpoint))
-    return backend(checkpoint, device, **config.backend_args)
+    return backend
 
 
 def _backend_args(backend: Callable[..., SamBackend]) -> list[str]:

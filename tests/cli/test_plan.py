@@ -40,6 +40,10 @@ def test_second_call_edits_and_replace_forgets(plans_file):
         ({"methd": "x"}, "methd"),
         ({"method": "x"}, "mean_teacher"),
         ({"sam": {"backend": "sam9"}}, "embedded"),
+        ({"sam": {"backend_args": {"round": 2}}}, "unknown key 'round' in sam.backend_args"),
+        ({"num_epochs": 5.0}, "num_epochs is 5.0; it must be an integer"),
+        ({"method_args": {"perturbation": {"noise": 1}}}, "noise_std"),
+        ({"method": "no_such_lab.method"}, "dotted module"),
         ({"method_args": {"x": 1}}, "view"),
         ({"terms": {"foo": {"weight": 1}}}, "consistency"),
     ],
@@ -67,6 +71,29 @@ def test_set_reads_nested_json_and_strings():
     }
     with pytest.raises(ValueError, match="key=value"):
         set_key(section, "seed")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("True", True), ("true", True), ("TRUE", True), ("False", False), ("false", False), ("None", None),
+        ("none", None), ("null", None), ("Null", None), ('"None"', "None"), ("Nonesuch", "Nonesuch"), ("1.5", 1.5),
+    ],
+)  # fmt: skip
+def test_set_reads_the_words_of_python_in_any_capitalisation(text, value):
+    section: dict = {}
+    set_key(section, f"sam.checkpoint={text}")
+    assert section["sam"]["checkpoint"] is value or section["sam"]["checkpoint"] == value != bool(value)
+
+
+@pytest.mark.parametrize(
+    "dataset, word", [("999", "999"), ("Dataset999_No", "plan the data set first"), ("x", "'x'|: x")]
+)
+def test_an_unknown_data_set_is_told(tmp_path, monkeypatch, dataset, word):
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"(?s)^nnUNetv2_semisam_plan: .*({word})"):
+        main(["-d", dataset, "-c", "2d"])
 
 
 def test_command_writes_the_configuration(tmp_path, monkeypatch, capsys):

@@ -70,6 +70,9 @@ def test_check_of_one_fold_and_of_all(ready, capsys):
     assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "1"]) == 0
     told = capsys.readouterr().out
     assert "fold 1" in told and "fold 0" not in told
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "all"]) == 1
+    assert "fold all is not in this file" in capsys.readouterr().out  # fold 0 hides a label
+    ready.splits({"train": ["a"], "val": ["c"]})
     assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "all"]) == 0
     assert "fold all: all labeled, 0 hidden + 1" in capsys.readouterr().out
 
@@ -101,6 +104,46 @@ def test_check_respects_allow_unlabeled_val(ready, capsys):
     assert check.main(["-d", "901"]) == 1
     assert "allow_unlabeled_val" in capsys.readouterr().out
     ready.edit_plans(semisam={"allow_unlabeled_val": True})
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("sam", "told"),
+    [
+        ({"checkpoint": "DAMAGED"}, "does not hold the weights of the embedded generalist"),
+        ({"backend": "segment_anything"}, "ships no weights"),
+        ({"backend_args": {"round": 2}}, "unknown key 'round' in sam.backend_args"),
+        ({"backend_args": {"rounds": 0}}, "rounds = 0"),
+    ],
+)
+def test_check_builds_the_backend(ready, capsys, tmp_path, sam, told):
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"cos\xff\n")
+    sam = {key: str(damaged) if value == "DAMAGED" else value for key, value in sam.items()}
+    if sam.get("backend") == "segment_anything":
+        pytest.importorskip("segment_anything")
+    ready.edit_plans("3d_sam", inherits_from="3d_fullres", semisam={"sam": sam})
+    assert check.main(["-d", "901"]) == 1
+    report = capsys.readouterr().out
+    assert "1 problem(s)" in report and "configuration 3d_sam: " in report and told in report
+    weight = {"terms": {"sam": {"weight": 0}}}  # nobody asks SAM, so its weights need not be there
+    if "backend_args" not in sam:
+        ready.edit_plans("3d_sam", inherits_from="3d_fullres", semisam={"sam": sam, **weight})
+        assert check.main(["-d", "901"]) == 0
+
+
+@pytest.mark.parametrize("section", [["x"], "x", {"allow_unlabeled_val": "yes"}])
+def test_check_of_a_section_that_is_none(ready, capsys, section):
+    ready.edit_plans("3d_odd", inherits_from="3d_fullres", semisam=section)
+    assert check.main(["-d", "901"]) == 1
+    assert "configuration 3d_odd: semisam: " in capsys.readouterr().out
+
+
+def test_check_finds_hidden_cases_that_need_their_raw_images(ready, capsys):
+    ready.edit_plans(use_mask_for_norm=[True])
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    assert "'b' is hidden" in capsys.readouterr().out
+    ready.image("b", "imagesTr")
     assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
 
 

@@ -112,6 +112,41 @@ def test_without_the_raw_folder_what_was_made_is_used(toy, monkeypatch):
     assert run(toy) == {}
 
 
+def test_a_removed_image_does_not_come_back_without_the_raw_folder(toy, made, monkeypatch):
+    for seed, case in enumerate("bxy"):
+        removed = toy.image(case, seed=seed)
+    run(toy)
+    content, times = removed.read_bytes(), removed.stat()
+    removed.unlink()
+    assert list(run(toy)) == ["b", "x"]
+    with monkeypatch.context() as patch:
+        patch.delenv("nnUNet_raw")
+        assert list(run(toy)) == ["b", "x"]
+    made.clear()
+    removed.write_bytes(content)
+    os.utime(removed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert list(run(toy)) == ["b", "x", "y"] and not made  # the same image again: what was made is taken up
+    monkeypatch.delenv("nnUNet_raw")
+    assert list(run(toy)) == ["b", "x", "y"]
+
+
+def test_marks_of_removal_and_records_of_another_process_are_kept(toy):
+    folder = toy.preprocessed / "some_unlabeled"
+    scanning, working = (Manifest.load(folder, "settings") for _ in range(2))
+    for case in "xy":
+        working.add(case, [str(toy.image(case))])
+    working.save()
+    scanning.note_present(["x"])
+    working.add("z", [str(toy.image("z"))])
+    hidden = Manifest.load(folder, "settings", "imagesTr")
+    hidden.note_present([])  # says nothing of imagesUn
+    folder.mkdir()
+    for case in "xyz":
+        (folder / f"{case}.b2nd").touch()
+    working.save()
+    assert list(Manifest.load(folder, "settings").finished_cases()) == ["x", "z"]
+
+
 def test_all_failures_are_told_and_the_good_ones_kept(toy, made):
     toy.image("good")
     toy.image("broken").write_bytes(b"no image")
@@ -250,6 +285,9 @@ def test_the_pool_adds_both_sources(toy):
         "x": "nnUNetPlans_3d_fullres_unlabeled",
     }
     assert UnlabeledDataset(pool).load_case("x")[0].shape == UnlabeledDataset(pool).load_case("b")[0].shape
+    with pytest.raises(ValueError, match="fold all is not in this file"):
+        unlabeled_pool(*toy.managers(), "all", num_processes=1)
+    toy.splits({"train": ["a", "b"], "val": ["c"]})
     assert list(unlabeled_pool(*toy.managers(), "all", num_processes=1)) == ["x"]
 
 

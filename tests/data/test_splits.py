@@ -29,11 +29,20 @@ def test_reads_the_fold_that_is_asked_for(splits_file):
     assert num_folds(file) == 2
 
 
-def test_no_hidden_cases_for_all_beyond_the_file_and_without_a_file(splits_file, tmp_path):
-    file = splits_file(FOLD)
+def test_all_and_a_fold_beyond_the_file_are_nnunets_own_where_no_fold_hides_a_case(splits_file, tmp_path):
+    file = splits_file({"train": ["a"], "unlabeled": [], "val": ["d"]})
     assert read_split(file, "all", known=KNOWN) == Split()
     assert read_split(file, 1, known=KNOWN) == Split()
     assert read_split(tmp_path / "none.json", 0, known=KNOWN) == Split()
+
+
+@pytest.mark.parametrize("fold", ["all", 2, "7"])
+def test_a_fold_that_is_not_in_the_file_is_refused_where_any_fold_hides_a_case(splits_file, fold):
+    file = splits_file({"train": ["a"], "val": ["d"]}, FOLD)
+    with pytest.raises(ValueError) as error:
+        read_split(file, fold, known=KNOWN)
+    words = [str(file), f"fold {fold} is not", '"unlabeled" in fold 1', "Train a fold of the file (0 to 1)", "remove"]
+    assert [word for word in words if word not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(

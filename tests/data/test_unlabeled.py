@@ -143,6 +143,7 @@ def test_a_dying_worker_raises(dataset, label_manager):
         stream_of(dataset, label_manager, num_processes=1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # a thread of batchgenerators
 def test_a_closed_or_missing_stream_can_be_closed(dataset, label_manager):
     stream = stream_of(dataset, label_manager, num_processes=1)
     workers = list(stream._processes)

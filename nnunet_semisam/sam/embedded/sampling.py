@@ -110,8 +110,8 @@ def _points(kind: str, truth: Tensor, spoiled: Tensor, rng: torch.Generator) -> 
         inner = _shrink(spoiled if chance(rng, 0.2) else spoiled & truth).nonzero()
         coords += [inner[whole(rng, 0, len(inner) - 1)].float() for _ in range(positives)]
         labels += [1] * positives
-    around = (_dilate(spoiled | truth, 3) & ~_dilate(truth, 1)).nonzero() if negatives else []
-    if len(around):
+    around = (_dilate(spoiled | truth, 3) & ~_dilate(truth, 1)).nonzero()
+    if negatives and len(around):
         coords += [around[whole(rng, 0, len(around) - 1)].float() for _ in range(negatives)]
         labels += [0] * negatives
     if not coords:

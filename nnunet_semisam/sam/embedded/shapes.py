@@ -36,7 +36,8 @@ def random_label_map(side: int, ndim: int, rng: torch.Generator, *, most: int = 
         shape = (side,) * ndim
         with_objects = chance(rng, 0.7)
         labels = _partition(shape, rng, whole(rng, 2, 7) if with_objects else whole(rng, 3, 10))
-        first, relatives = int(labels.max()) + 1, {}
+        first = int(labels.max()) + 1
+        relatives: dict = {}
         if with_objects:
             for _ in range(whole(rng, 1, 5)):
                 _add_object(labels, relatives, rng)
