@@ -24,7 +24,7 @@ class Settings:
     labeled: int = 3
     unlabeled: int = 16
     held_out: int = 10
-    epochs: int = 10
+    epochs: int = 8
     iterations: int = 50  # per epoch
     patch_size: tuple[int, int, int] = (32, 32, 32)
     features: tuple[int, ...] = (8, 16, 32)  # at least 3: with 2, deep supervision gives its one output the weight 0/0
