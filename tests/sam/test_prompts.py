@@ -124,7 +124,7 @@ def test_regions_overlap_and_head_0_is_one_of_them():
 
 
 def test_negative_clicks_alone_find_no_object():
-    with pytest.raises(ValueError, match="sam.prompts is negative_points alone"):
+    with pytest.raises(ValueError, match="prompts is negative_points alone"):
         SamConfig(prompts=["negative_points"])
 
 
