@@ -235,13 +235,13 @@ class SemiSAM(Base):
         return SamAssisted(self.method, labeler)
 
     def write_configuration(self, pool: Mapping[str, Path]) -> None:
-        """Prints the resolved configuration; writes it, and the unlabeled cases, as `semisam.json`."""
+        """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders."""
         self.print_to_log_file("semisam configuration:", self.semisam.as_dict(), add_timestamp=False)
         self.print_to_log_file(f"semisam: {len(pool)} unlabeled cases\n", add_timestamp=False)
         if self.local_rank == 0:
             cases = {case: file.parent.name for case, file in pool.items()}
-            content = self.semisam.as_dict() | {"unlabeled_cases": cases}
-            save_json(content, os.path.join(self.output_folder, "semisam.json"), sort_keys=False)
+            save_json(self.semisam.as_dict(), os.path.join(self.output_folder, "semisam.json"), sort_keys=False)
+            save_json(cases, os.path.join(self.output_folder, "semisam_unlabeled.json"), sort_keys=False)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:

@@ -157,7 +157,8 @@ def test_run_folder_has_configuration_curves_and_both_checkpoints(toy, monkeypat
     with open(f"{folder}/semisam.json") as file:
         content = json.load(file)
     assert content["sam"]["min_voxels"] == SAM_SECTION["min_voxels"]
-    assert tuple(content["unlabeled_cases"]) == UNLABELED
+    with open(f"{folder}/semisam_unlabeled.json") as file:
+        assert tuple(json.load(file)) == UNLABELED
     student = torch.load(f"{folder}/checkpoint_final.pth", weights_only=False)
     teacher = torch.load(f"{folder}/checkpoint_final_teacher.pth", weights_only=False)
     key = next(iter(student["network_weights"]))
