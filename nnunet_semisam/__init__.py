@@ -1,9 +1,10 @@
 """Semi-supervised nnU-Net with SAM as a second teacher. Importing this module loads nothing heavy."""
 
 __version__ = "0.1.0"
-__all__ = ["SemiSAMConfig", "nnUNetTrainerMeanTeacher", "nnUNetTrainerSemiSAM"]
+__all__ = ["SemiSAM", "SemiSAMConfig", "nnUNetTrainerMeanTeacher", "nnUNetTrainerSemiSAM"]
 
 _HOMES = {
+    "SemiSAM": "nnunet_semisam.trainer",
     "SemiSAMConfig": "nnunet_semisam.config",
     "nnUNetTrainerMeanTeacher": "nnunet_semisam.trainer",
     "nnUNetTrainerSemiSAM": "nnunet_semisam.trainer",

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from nnunet_semisam.data.manifest import Manifest, settings_hash
 from nnunet_semisam.data.raw_pool import FOLDER, image_problems, list_unlabeled, open_problems
+from nnunet_semisam.data.truncated import truncation_problems
 
 PARTIAL = ".partial-"
 ONE_DAY = 24 * 3600
@@ -130,6 +131,8 @@ class Work:
         return case, None
 
     def _preprocess(self, case: str, files: list[str]) -> None:
+        if cut := truncation_problems(files):
+            raise ValueError("\n".join(cut))
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         out = str(self.partial / case)
         preprocessor.run_case_save(out, files, None, self.plans_manager, self.configuration_manager, self.dataset_json)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_semisam.data.splits import collision_problems, names
+from nnunet_semisam.data.truncated import truncation_problems
 
 FOLDER = "imagesUn"
 LABELED_FOLDER = "imagesTr"
@@ -69,11 +70,14 @@ def files_of_labeled(raw_folder: str | Path, dataset_json: dict, wanted: Iterabl
 def open_problems(cases: Mapping[str, list[str]], reader: Any, dataset_json: dict, progress: Any = iter) -> list[str]:
     """Opens every image with nnU-Net's `reader` object; what is wrong, one sentence per problem.
 
-    Checked: the files open, the channels are as many as in `dataset.json`, the spacing is three positive numbers, and
-    all values are finite.
+    Checked: the files are whole and open, the channels are as many as in `dataset.json`, the spacing is three positive
+    numbers, and all values are finite (SimpleITK reads NaN in a NIfTI file as 0).
     """
     problems = []
     for case in progress(list(cases)):
+        if cut := truncation_problems(cases[case]):
+            problems += cut
+            continue
         try:
             image, properties = reader.read_images(cases[case])
         except Exception as error:

@@ -143,6 +143,8 @@ def _numbers(count: int) -> str:
 def _entry(entry: object, splits_file: str | Path, fold: int | str) -> Split:
     if not isinstance(entry, dict):
         raise ValueError(f"fold {fold} of {splits_file} is {entry!r}; it must be a dictionary.")
+    if strange := [key for key in entry if key != "unlabeled" and str(key).lower().startswith("unlab")]:
+        raise ValueError(f'fold {fold} of {splits_file} has the key {strange[0]!r}; the key is spelt "unlabeled".')
     labeled, unlabeled, val = (_case_list(entry, key, splits_file, fold) for key in ("train", "unlabeled", "val"))
     return Split(labeled, unlabeled, val)
 

@@ -94,3 +94,10 @@ def test_an_image_must_not_share_its_name_with_a_labeled_case():
 def test_no_case_at_all_tells_both_places():
     message = no_case_message("raw/imagesUn", "pre/splits_final.json", 0)
     assert "raw/imagesUn" in message and "pre/splits_final.json" in message and '"unlabeled"' in message
+
+
+def test_british_spelling_is_not_silently_ignored(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["a"], "unlabelled": ["b"], "val": ["c"]}]))
+    with pytest.raises(ValueError, match="unlabelled"):
+        read_split(file, 0, known={"a", "b", "c"})

@@ -1,0 +1,54 @@
+"""Finds cut-off NIfTI files: SimpleITK reads them without an error and fills what is missing with zeros."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+
+CHUNK = 1 << 22
+
+
+def truncation_problems(files: Sequence[str]) -> list[str]:
+    """One sentence per `.nii` or `.nii.gz` file that ends too early; other formats are left to their readers.
+
+    Reads the file once. NIfTI-1: sides in bytes 40 to 55, bits per voxel in 72, start of the voxels in 108
+    (https://nifti.nimh.nih.gov/nifti-1).
+    """
+    problems = []
+    for file in files:
+        if not file.endswith((".nii", ".nii.gz")) or not os.path.isfile(file):
+            continue  # not for us, or for the reader to say
+        try:
+            size, header = _length(file)
+        except (EOFError, OSError, zlib.error) as error:
+            problems.append(f"{file}: the file is cut off or damaged ({error}); copy it again.")
+            continue
+        wanted = _wanted(header)
+        if wanted is not None and size < wanted:
+            problems.append(f"{file}: {size} bytes where its header promises {wanted}: it is cut off; copy it again.")
+    return problems
+
+
+def _length(file: str) -> tuple[int, bytes]:
+    """Number of (uncompressed) bytes and the first 352 of them."""
+    size, header = 0, b""
+    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            header = header or chunk[:352]
+            size += len(chunk)
+    return size, header
+
+
+def _wanted(header: bytes) -> int | None:
+    """The size that a NIfTI-1 header promises; None if it is another kind of file."""
+    for order in "<>":
+        if len(header) >= 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
+            dims = struct.unpack_from(f"{order}8h", header, 40)
+            (bits,) = struct.unpack_from(f"{order}h", header, 72)
+            (start,) = struct.unpack_from(f"{order}f", header, 108)
+            return int(start) + math.prod(dims[1 : 1 + max(0, dims[0])]) * bits // 8
+    return None

@@ -1,0 +1,38 @@
+import gzip
+
+import pytest
+
+from nnunet_semisam.data.preprocess import preprocess_unlabeled
+from nnunet_semisam.data.raw_pool import open_problems
+from nnunet_semisam.data.truncated import truncation_problems
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_cut_archive_is_named(toy, share):
+    file = toy.image("whole")
+    assert truncation_problems([str(file)]) == []
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    [problem] = truncation_problems([str(file)])
+    assert str(file) in problem and "cut off" in problem
+
+
+def test_whole_archive_with_half_an_image_is_named(toy):
+    file = toy.image("half")
+    content = gzip.decompress(file.read_bytes())
+    file.write_bytes(gzip.compress(content[: len(content) // 2]))
+    [problem] = truncation_problems([str(file)])
+    assert str(len(content)) in problem
+
+
+def test_check_and_preprocessing_refuse_a_cut_image(toy):
+    plans_manager, configuration_manager, dataset_json = toy.managers()
+    good, bad = toy.image("good"), toy.image("bad")
+    bad.write_bytes(bad.read_bytes()[:-200])
+    reader = plans_manager.image_reader_writer_class()
+    [problem] = open_problems({"bad": [str(bad)], "good": [str(good)]}, reader, dataset_json)
+    assert str(bad) in problem
+    with pytest.raises(ValueError, match="bad_0000"):
+        preprocess_unlabeled(
+            plans_manager.dataset_name, plans_manager, configuration_manager, dataset_json, num_processes=1
+        )
