@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -27,6 +27,21 @@ class LabeledBatch:
         target = batch["target"]
         target = [t.to(device, non_blocking=True) for t in target] if isinstance(target, list) else target.to(device)
         return cls(batch["data"].to(device, non_blocking=True), target, tuple(batch["keys"]))
+
+
+@dataclass(frozen=True)
+class LabeledCase:
+    """A labeled case or a patch of one, as nnU-Net preprocesses it. Only cases that training may learn from become one.
+
+    Args:
+        truth: one mask per segmentation head: labels with the background as head 0, or regions.
+        valid: False where the ignore label is; every `truth` is False there.
+    """
+
+    name: str
+    image: Float[Tensor, "C *S"]
+    truth: Bool[Tensor, "K *S"]
+    valid: Bool[Tensor, "*S"]
 
 
 @dataclass(frozen=True)

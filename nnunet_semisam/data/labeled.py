@@ -1,0 +1,46 @@
+"""Whole preprocessed cases with their labels: what a generalist may be judged by and tuned on.
+
+Only for cases of a fold's `train` list. The caller names them; nothing here looks for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_semisam.types import LabeledCase
+
+
+def load_labeled_cases(folder: str | Path, cases: Sequence[str], label_manager: LabelManager) -> list[LabeledCase]:
+    """The named cases of a folder that nnU-Net has preprocessed (`nnUNetPlans_3d_fullres`), in memory.
+
+    Images are (C, z, y, x) for every configuration, 2D ones included.
+
+    Raises:
+        ValueError: a case was not preprocessed.
+    """
+    dataset_class = infer_dataset_class(str(folder))
+    missing = sorted(set(cases) - set(dataset_class.get_identifiers(str(folder))))
+    if missing:
+        raise ValueError(f"no preprocessed case {', '.join(missing)} in {folder}; run nnUNetv2_preprocess first")
+    dataset = dataset_class(str(folder), list(cases))
+    read = ((case, dataset.load_case(case)) for case in cases)
+    return [_labeled_case(case, image, label, label_manager) for case, (image, label, *_) in read]
+
+
+def _labeled_case(name: str, image: np.ndarray, label: np.ndarray, label_manager: LabelManager) -> LabeledCase:
+    label = np.asarray(label[:])[0]
+    heads: Sequence = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
+    truth = np.stack([np.isin(label, head) for head in heads])
+    valid = np.ones(label.shape, dtype=bool)
+    if label_manager.has_ignore_label:
+        valid = label != label_manager.ignore_label
+    if not label_manager.has_regions:
+        truth[0] |= label < 0  # nnU-Net marks what it cropped away as -1; its losses count that as background
+    tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image[:], truth & valid, valid))
+    return LabeledCase(name, *tensors)

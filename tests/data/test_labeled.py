@@ -1,0 +1,59 @@
+"""Labeled cases in memory: heads as the network has them, ignored voxels marked, no case too many."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_semisam.data.labeled import load_labeled_cases
+
+
+def write_case(folder, name, label):
+    image = np.random.default_rng(0).normal(size=(1, *label.shape)).astype(np.float32)
+    np.savez(folder / f"{name}.npz", data=image, seg=label[None].astype(np.int8))
+    (folder / f"{name}.pkl").write_bytes(b"\x80\x04}\x94.")
+    return image
+
+
+@pytest.fixture
+def label():
+    label = np.zeros((4, 5, 6), dtype=np.int8)
+    label[0], label[1, 0], label[1, 1], label[3, 3] = 1, 2, 3, -1
+    return label
+
+
+def load(folder, names, labels, regions_order=None):
+    return load_labeled_cases(folder, names, LabelManager(json.loads(json.dumps(labels)), regions_order))
+
+
+def test_labels_become_heads(tmp_path, label):
+    image = write_case(tmp_path, "a", label)
+    write_case(tmp_path, "b", label)
+    (case,) = load(tmp_path, ["a"], {"background": 0, "x": 1, "y": 2, "z": 3})
+    assert case.name == "a" and torch.equal(case.image, torch.from_numpy(image))
+    background = np.isin(label, [0, -1])
+    expected = np.stack([background, label == 1, label == 2, label == 3])
+    assert np.array_equal(case.truth.numpy(), expected)
+    assert case.valid.all()
+
+
+def test_ignored_voxels_are_nobodys(tmp_path, label):
+    write_case(tmp_path, "a", label)
+    (case,) = load(tmp_path, ["a"], {"background": 0, "x": 1, "y": 2, "ignore": 3})
+    assert np.array_equal(case.valid.numpy(), label != 3)
+    assert len(case.truth) == 3 and not case.truth[:, ~case.valid].any()
+
+
+def test_regions_overlap(tmp_path, label):
+    write_case(tmp_path, "a", label)
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "edge": 3}
+    (case,) = load(tmp_path, ["a"], labels, [1, 2, 3])
+    assert np.array_equal(case.truth.numpy(), np.stack([label > 0, label > 1, label == 3]))
+
+
+def test_a_case_that_was_not_preprocessed_is_named(tmp_path, label):
+    write_case(tmp_path, "a", label)
+    with pytest.raises(ValueError, match="no preprocessed case b in .*nnUNetv2_preprocess"):
+        load(tmp_path, ["a", "b"], {"background": 0, "x": 1, "y": 2, "z": 3})
