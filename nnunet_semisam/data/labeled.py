@@ -42,5 +42,5 @@ def _labeled_case(name: str, image: np.ndarray, label: np.ndarray, label_manager
         valid = label != label_manager.ignore_label
     if not label_manager.has_regions:
         truth[0] |= label < 0  # nnU-Net marks what it cropped away as -1; its losses count that as background
-    tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image[:], truth & valid, valid))
+    tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image[:], truth, valid))
     return LabeledCase(name, *tensors)
