@@ -66,8 +66,8 @@ class SamConfig:
         _number("min_agreement", self.min_agreement, 0, 1)
 
     def _check_prompts(self) -> None:
-        for kind in self.prompts:
-            _one_of("prompts", kind, PROMPT_KINDS)
+        for number, kind in enumerate(self.prompts):
+            _one_of(f"prompts[{number}]", kind, PROMPT_KINDS)
         if not self.prompts:
             raise Refused("prompts", f"is empty; choose from {', '.join(PROMPT_KINDS)}")
         if set(self.prompts) == {"negative_points"}:
@@ -99,9 +99,7 @@ class SemiSAMConfig:
         _instance("method", self.method, str, "a string")
         for name in ("method_args", "terms"):
             _instance(name, getattr(self, name), Mapping, "a dictionary")
-        _number("ema_decay", self.ema_decay, 0, 1)
-        if self.ema_decay == 1:
-            raise Refused("ema_decay", f"is {self.ema_decay!r}; it must be below 1, else the teacher never changes")
+        _number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
         _instance("allow_unlabeled_val", self.allow_unlabeled_val, bool, "true or false")
         for name in ("unlabeled_batch_size", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
             _integer(name, getattr(self, name), 1, or_null=True)
@@ -139,7 +137,8 @@ class SemiSAMConfig:
             ValueError: it names the term and lists those that the method makes.
         """
         for name in self.terms:
-            _one_of("terms", name, known)
+            if name not in known:
+                raise Refused("terms", f"has no term named {name!r}; known are {', '.join(known)}")
 
     def weights(self, iteration: int, total_iterations: int) -> dict[str, float]:
         """Weight of every active term at `iteration`."""
@@ -153,12 +152,28 @@ class SemiSAMConfig:
         return values
 
 
+def changes(was: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """What differs between two dictionaries of `as_dict`, like "terms.sam.weight was 0.1, is 0.5"."""
+    found = []
+    for key in [*was, *(key for key in now if key not in was)]:
+        path = f"{where}.{key}" if where else str(key)
+        if key not in was or key not in now:
+            old, new = (repr(side[key]) if key in side else "not set" for side in (was, now))
+            found.append(f"{path} was {old}, is {new}")
+        elif isinstance(was[key], Mapping) and isinstance(now[key], Mapping):
+            found += changes(was[key], now[key], path)
+        elif was[key] != now[key]:
+            found.append(f"{path} was {was[key]!r}, is {now[key]!r}")
+    return found
+
+
 def _merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") -> Any:
     """`base` with `values` laid over it, or a new `kind` of them; `where` is the key that holds the values."""
     fields = dataclasses.fields(kind)
     known = [f.name for f in fields]
     if not isinstance(values, Mapping):
-        raise Refused(where, f"is {values!r}; it must be a dictionary with keys out of {', '.join(known)}")
+        hint = f', for instance {{"backend": "{values}"}}' if kind is SamConfig and isinstance(values, str) else ""
+        raise Refused(where, f"is {values!r}; it must be a dictionary with keys out of {', '.join(known)}{hint}")
     for key in values:
         if key not in known:
             raise ValueError(
@@ -200,8 +215,11 @@ def _integer(name: str, value: Any, low: int | None = None, *, or_null: bool = F
         raise Refused(name, f"is {value!r}; it must be {wanted}{', or null' if or_null else ''}")
 
 
-def _number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+def _number(name: str, value: Any, low: float, high: float = math.inf, *, below: bool = False) -> None:
+    """A number from `low` to `high`; `high` itself is refused if it must be `below`, or is infinite."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or value == math.inf:  # NaN is never in order
-        wanted = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise Refused(name, f"is {value!r}; it must be a number {wanted}")
+    below = below or high == math.inf
+    if not is_number or not low <= value <= high or (below and value == high):  # NaN is never in order
+        wanted = f"of at least {low}" if below else f"from {low} to {high}"
+        limit = f" and below {high}" if below and high < math.inf else ""
+        raise Refused(name, f"is {value!r}; it must be a number {wanted}{limit}")

@@ -20,12 +20,16 @@ def find_checkpoint(name: str) -> Path:
     """The file of a checkpoint given as an absolute path (`~` is expanded) or as a name in `checkpoint_folder()`.
 
     Raises:
-        FileNotFoundError: no such file; the message names the value, the place looked in and the cure.
+        FileNotFoundError: no such file, or a folder; the message names the value, the place looked in and the cure.
     """
     given = Path(name).expanduser()
     path = given if given.is_absolute() else checkpoint_folder() / given
     if path.is_file():
         return path
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"semisam: sam.checkpoint is {name!r}, but {path} is a folder; name the file of the weights in it"
+        )
     origin = f"the variable {VARIABLE}" if os.environ.get(VARIABLE) else f"the default; {VARIABLE} is not set"
     looked = f"as {path}" if given.is_absolute() else f"in {path.parent} ({origin})"
     raise FileNotFoundError(

@@ -29,7 +29,7 @@ from nnunet_semisam.checkpoint import (
     write_atomically,
     write_teacher_checkpoint,
 )
-from nnunet_semisam.config import SemiSAMConfig
+from nnunet_semisam.config import SemiSAMConfig, changes
 from nnunet_semisam.curves import Curves
 from nnunet_semisam.data.loader import close_unlabeled_loader
 from nnunet_semisam.methods import build_method
@@ -276,10 +276,9 @@ class SemiSAM(Base):
         self._resumed = checkpoint[KEY]
         self.iteration = self._resumed["iteration"]
         self.curves.load_state_dict(self._resumed["curves"])
-        if self._resumed["configuration"] != self.semisam.as_dict():
+        if changed := changes(self._resumed["configuration"], self.semisam.as_dict()):
             self.print_to_log_file(
-                "WARNING: semisam configuration changed since the checkpoint was written. It was",
-                self._resumed["configuration"],
+                f"WARNING: semisam configuration changed since the checkpoint was written: {'; '.join(changed)}"
             )
 
 

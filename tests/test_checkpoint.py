@@ -83,6 +83,21 @@ def test_checkpoint_of_the_stock_trainer_can_be_continued(toy):  # noqa: F811
     assert ours.iteration == 6
 
 
+def test_a_changed_configuration_is_told_by_what_differs(toy, monkeypatch):  # noqa: F811
+    file = f"{trained().output_folder}/checkpoint_final.pth"
+    lines = []
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "print_to_log_file", lambda self, *words, **_: lines.append(words))
+    build(nnUNetTrainerSemiSAM, short(), continue_training=True).load_checkpoint(file)
+    assert not [words for words in lines if "WARNING" in str(words)]
+    changed = short(ema_decay=0.9, terms={"sam": {"weight": 0.5}})
+    build(nnUNetTrainerSemiSAM, changed, continue_training=True).load_checkpoint(file)
+    (words,) = [words for words in lines if "WARNING" in str(words)]
+    assert words == (
+        "WARNING: semisam configuration changed since the checkpoint was written: "
+        "ema_decay was 0.99, is 0.9; terms.sam.weight was 0.1, is 0.5",
+    )
+
+
 def test_disable_checkpointing_writes_nothing(toy, tmp_path):  # noqa: F811
     trainer = build(nnUNetTrainerSemiSAM, short())
     trainer.disable_checkpointing = True

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig
+from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig, changes
 from nnunet_semisam.methods import build_method, find_method, list_methods
 from nnunet_semisam.methods._base import build_perturbation, require_number
 from nnunet_semisam.ops.outputs import OutputSpace
@@ -50,11 +50,12 @@ def test_resolved_configuration_survives_json():
         ({"terms": {"other": {"schedule": "constant"}}}, ["weight"]),
         ({"terms": {"sam": 3}}, ["terms.sam", "dictionary"]),
         ({"sam": {"plane": 2}}, ["plane", "planes"]),
-        ({"sam": {"prompts": ["clicks"]}}, ["clicks", "points"]),
+        ({"sam": {"prompts": ["box", "pints"]}}, ["semisam: sam.prompts[1] is 'pints'; known are points, "]),
+        ({"sam": "embedded"}, ["sam is 'embedded'", "dictionary", 'for instance {"backend": "embedded"}']),
         ({"sam": {"prompts": []}}, ["prompts"]),
         ({"sam": {"planes": 0}}, ["planes", "0"]),
         ({"sam": {"axis": 4}}, ["axis", "alternate"]),
-        ({"ema_decay": 1.0}, ["ema_decay", "1.0"]),
+        ({"ema_decay": 1.0}, ["ema_decay is 1.0; it must be a number of at least 0 and below 1"]),
         ({"num_epochs": 0}, ["num_epochs"]),
         ({"unlabeled_batch_size": "two"}, ["unlabeled_batch_size", "two"]),
     ],
@@ -79,7 +80,7 @@ WRONG_TYPES = [
         (["sam.min_agreement"], [-0.1, 1.1, True, "0.5", None, float("nan")], "a number from 0 to 1"),
         (["terms.sam.weight"], [float("nan"), float("inf"), -1, True, "1", None], "a number of at least 0"),
         (["terms.sam.schedule"], [["constant"], None], "known are"),
-        (["ema_decay"], [float("nan"), -0.1, 1.5, "0.9", True, None], "a number from 0 to 1"),
+        (["ema_decay"], [float("nan"), -0.1, 1, 1.5, "0.9", True, None], "a number of at least 0 and below 1"),
         (["sam.checkpoint", "sam.backend", "method"], [3, ["a"], False], "a string"),
         (["sam.backend", "method"], [None], "a string"),
         (["terms", "method_args", "sam.backend_args"], [None, [], "x", 3], "a dictionary"),
@@ -129,7 +130,8 @@ def test_strangers_are_told_what_exists():
         find_method("meanteacher")
     with pytest.raises(ValueError, match="threshold"):
         build_method("fixmatch", {"treshold": 0.9}, OutputSpace(2))
-    with pytest.raises(ValueError, match="consistency"):
+    told = "semisam: terms has no term named 'consistancy'; known are consistency, sam"
+    with pytest.raises(ValueError, match=told):
         SemiSAMConfig().with_section({"terms": {"consistancy": {"weight": 1}}}).require_terms(("consistency", "sam"))
 
 
@@ -169,8 +171,9 @@ def test_method_args_of_another_type_are_named():
 
 
 def test_a_dotted_method_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
-    for name in ("no_such_lab.method", "json.nothing", "my_lab.my_method"):
-        with pytest.raises(ValueError, match=f"unknown method '{name}'.*fixmatch.*dotted module that can be imported"):
+    for name, lost in (("no_such_lab.method", "no_such_lab"), ("json.nothing", "json.nothing")):
+        told = f"unknown method '{name}'.*fixmatch.*dotted name means.*none named '{lost}' was found on the Python path"
+        with pytest.raises(ValueError, match=told):
             find_method(name)
     with pytest.raises(ValueError, match="unknown method '[.]relative'"):
         find_method(".relative")
@@ -178,6 +181,20 @@ def test_a_dotted_method_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
         find_method("lab_with_a_hole.method")
+
+
+def test_changes_name_the_path_and_both_values_and_nothing_else():
+    was = SemiSAMConfig().as_dict()
+    section = {"ema_decay": 0.9, "terms": {"sam": {"weight": 0.5}, "mine": {"weight": 1}}, "sam": {"prompts": ["box"]}}
+    now = SemiSAMConfig().with_section(section).as_dict()
+    assert changes(was, now) == [
+        "ema_decay was 0.99, is 0.9",
+        "terms.sam.weight was 0.1, is 0.5",
+        f"terms.mine was not set, is {now['terms']['mine']!r}",
+        "sam.prompts was ['mask', 'box', 'points', 'negative_points'], is ['box']",
+    ]
+    assert changes(was, was) == []
+    assert changes({"a": 1, "b": {"c": 2}}, {"b": None}) == ["a was 1, is not set", "b was {'c': 2}, is None"]
 
 
 def test_methods_are_found_by_file_name():

@@ -31,7 +31,10 @@ def find_method(name: str) -> type[SemiMethod]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise  # the module exists, but something that it imports does not
-        raise ValueError(f"{_unknown(name)} that can be imported") from error
+        raise ValueError(
+            f"{_unknown(name)}. A dotted name means a module of your own that Python can import, but none named "
+            f"{error.name!r} was found on the Python path: add the folder that holds it to PYTHONPATH, or correct the name"
+        ) from error
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)

@@ -6,12 +6,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.paths import find_checkpoint
 from nnunet_semisam.sam import backends
+from nnunet_semisam.sam.argument_types import argument_types, fits, in_words
 from nnunet_semisam.sam.base import SamBackend
 
 
@@ -34,7 +36,10 @@ def find_backend(name: str) -> type[SamBackend]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise  # the module exists, but something that it imports does not
-        raise ValueError(_unknown(name)) from error
+        raise ValueError(
+            f"{_unknown(name)}. A dotted name means a module of your own that Python can import, but none named "
+            f"{error.name!r} was found on the Python path: add the folder that holds it to PYTHONPATH, or correct the name"
+        ) from error
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     found = [c for c in classes if issubclass(c, SamBackend)]
     if len(found) != 1:
@@ -46,7 +51,7 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
     """The configured backend on `device`: `Backend(checkpoint, device, **backend_args)`.
 
     Raises:
-        ValueError: unknown backend or backend argument.
+        ValueError: unknown backend, or a backend argument that it does not take.
         FileNotFoundError: `config.checkpoint` is given but is no file.
     """
     backend = check_backend_args(config)
@@ -55,19 +60,23 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
 
 
 def check_backend_args(config: SamConfig) -> Callable[..., SamBackend]:
-    """The configured backend class, which takes the names in `backend_args`. Opens no checkpoint.
+    """The configured backend class, which takes the names and types in `backend_args`. Opens no checkpoint.
 
     Raises:
-        ValueError: unknown backend or backend argument; the message lists the known ones.
+        ValueError: unknown backend or backend argument (the message lists the known ones), or a value of another type
+            than the constructor's annotation asks for.
     """
     backend: Callable[..., SamBackend] = find_backend(config.backend)
     known = _backend_args(backend)
-    for name in config.backend_args:
+    hints = argument_types(backend)
+    for name, value in config.backend_args.items():
         if name not in known and "**" not in known:
             raise ValueError(
                 f"semisam: unknown key {name!r} in sam.backend_args of backend {config.backend!r}; "
                 f"known keys are {', '.join(known) or 'none'}"
             )
+        if not fits(value, hints.get(name, Any)):
+            raise ValueError(f"semisam: sam.backend_args.{name} is {value!r}; it must be {in_words(hints[name])}")
     return backend
 
 

@@ -11,7 +11,7 @@ import torch
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.paths import checkpoint_folder, find_checkpoint
-from nnunet_semisam.sam import build_backend, find_backend, list_backends
+from nnunet_semisam.sam import build_backend, check_backend_args, find_backend, list_backends
 
 CPU = torch.device("cpu")
 OWN = """
@@ -20,7 +20,7 @@ from nnunet_semisam.sam.base import SamBackend
 class MySam(SamBackend):
     ndims = (3,)
 
-    def __init__(self, checkpoint, device, *, colour="red"):
+    def __init__(self, checkpoint, device, *, colour: str = "red"):
         self.given = (checkpoint, device, colour)
 
     def embed(self, image): ...
@@ -67,6 +67,10 @@ def test_strangers(own):
     for name in ("sam_ultra", "strange_lab.nothing", "no_such_lab.sam", ".sam"):
         with pytest.raises(ValueError, match=f"unknown sam.backend '{name}'; known are .*segment_anything"):
             find_backend(name)
+    with pytest.raises(ValueError, match="dotted name means .* none named 'no_such_lab' was found on the Python path"):
+        find_backend("no_such_lab.sam")
+    with pytest.raises(ValueError, match="none named 'strange_lab.nothing' was found"):
+        find_backend("strange_lab.nothing")
     with pytest.raises(ValueError, match="strange_lab.empty must define one SamBackend; it defines 0"):
         find_backend("strange_lab.empty")
     with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
@@ -75,6 +79,41 @@ def test_strangers(own):
         build_backend(SamConfig(backend="strange_lab.my_sam", backend_args={"color": 1}), CPU)
     with pytest.raises(ValueError, match="unknown key 'device'"):
         build_backend(SamConfig(backend="strange_lab.my_sam", backend_args={"device": "cpu"}), CPU)
+
+
+@pytest.mark.parametrize(
+    "backend, key, value, wanted",
+    [
+        ("embedded", "rounds", "many", "it must be an integer"),
+        ("embedded", "rounds", True, "it must be an integer"),
+        ("embedded", "rounds", 1.0, "it must be an integer"),
+        ("embedded", "rounds", None, "it must be an integer"),
+        ("embedded", "rounds", 0, "at least once"),
+        ("embedded", "channels", "a", "it must be a list of integers"),
+        ("embedded", "channels", 0, "it must be a list of integers"),
+        ("embedded", "channels", [0, "a"], "it must be a list of integers"),
+        ("embedded", "channels", [], "at least one channel"),
+        ("embedded", "keep", "1", "it must be a number"),
+        ("embedded", "keep", float("nan"), "it must be a number"),
+        ("embedded", "grow", -0.5, "it must be a number of at least 0"),
+        ("segment_anything", "model", 3, "it must be a string, or null"),
+        ("segment_anything", "channels", [0.5], "it must be a list of integers, or null"),
+        ("segment_anything", "input_size", "big", "it must be an integer"),
+        ("strange_lab.my_sam", "colour", ["red"], "it must be a string"),
+    ],
+)
+def test_a_backend_argument_that_cannot_be_is_named_with_what_is_wanted(own, backend, key, value, wanted):
+    with pytest.raises(ValueError) as error:
+        build_backend(SamConfig(backend=backend, backend_args={key: value}), CPU)
+    assert str(error.value).startswith(f"semisam: sam.backend_args.{key} is {value!r}; ") and wanted in str(error.value)
+
+
+def test_right_backend_arguments_are_taken():
+    for name, args in (
+        ("embedded", {"keep": 1, "channels": [1, 0], "rounds": 2}),
+        ("segment_anything", {"channels": None, "model": "vit_b", "input_size": 224}),
+    ):
+        check_backend_args(SamConfig(backend=name, backend_args=args))
 
 
 DAMAGED = {
@@ -105,6 +144,10 @@ def test_checkpoints_are_found_in_the_folder_of_the_variable(tmp_path, monkeypat
         FileNotFoundError, match=f"'other.pth', looked for in {tmp_path} .the variable nnUNet_sam_check"
     ):
         find_checkpoint("other.pth")
+    for folder in ("models", str(tmp_path / "models")):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError, match=f"is '{folder}', but {tmp_path}/models is a folder; name the file"):
+            find_checkpoint(folder)
     with pytest.raises(FileNotFoundError, match="/nowhere/sam.pth: no such file"):
         find_checkpoint("/nowhere/sam.pth")
 

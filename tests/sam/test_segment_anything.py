@@ -76,6 +76,8 @@ def test_channels(kit):
         build(kit, channels=(4,))._prepare(image, (48, 96))
     with pytest.raises(ValueError, match="one channel, or three"):
         build(kit, channels=(0, 1))
+    with pytest.raises(ValueError, match="max_planes is 0; it must be an integer of at least 1"):
+        build(kit, max_planes=0)
 
 
 def test_decoding_many_images_equals_the_packages_decoder_one_by_one(kit):

@@ -51,7 +51,11 @@ class EmbeddedSam(SamBackend):
         rounds: int = 1,
     ) -> None:
         if rounds < 1:
-            raise ValueError(f"rounds = {rounds}: the embedded generalist has to look at least once")
+            raise ValueError(f"semisam: sam.backend_args.rounds is {rounds}; the generalist has to look at least once")
+        if not channels:
+            raise ValueError(f"semisam: sam.backend_args.channels is {channels!r}; name at least one channel")
+        if grow < 0:
+            raise ValueError(f"semisam: sam.backend_args.grow is {grow}; it must be a number of at least 0")
         self.generalists = load_generalists(checkpoint)
         self.channels, self.grow, self.keep, self.rounds = tuple(channels), grow, keep, rounds
         self.to(device)
@@ -68,7 +72,10 @@ class EmbeddedSam(SamBackend):
             raise ValueError(f"image of shape {tuple(image.shape)}: give (U, C, y, x) or (U, C, z, y, x)")
         count = image.shape[1]
         if not set(self.channels) <= set(range(count)):
-            raise ValueError(f"channels = {self.channels}, but the image has {count}: name some of 0 .. {count - 1}")
+            chosen = list(self.channels)
+            raise ValueError(
+                f"semisam: sam.backend_args.channels is {chosen}, but images have {count} channels, 0 first"
+            )
         return image[:, list(self.channels)].detach().float().mean(1, keepdim=True)
 
     @torch.no_grad()

@@ -90,6 +90,10 @@ class SegmentAnything(SamBackend):
     ) -> None:
         if channels is not None and len(channels) not in (1, 3):
             raise ValueError(f"semisam: sam.backend_args.channels is {channels!r}; give one channel, or three for RGB")
+        if max_planes < 1:
+            raise ValueError(
+                f"semisam: sam.backend_args.max_planes is {max_planes}; it must be an integer of at least 1"
+            )
         self.sam = sam.eval().requires_grad_(False)
         set_input_size(self.sam, input_size)
         self.channels, self.max_planes = channels, max_planes
