@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def check_section(section: Mapping[str, Any]) -> None:
         check_backend_args(config.sam)
 
 
+def missing_checkpoint(section: Mapping[str, Any]) -> str | None:
+    """Where `sam.checkpoint` was looked for, if training will need the file and this machine does not have it."""
+    from nnunet_semisam.config import SemiSAMConfig
+    from nnunet_semisam.paths import find_checkpoint
+
+    config = SemiSAMConfig().with_section(section)
+    if "sam" in config.active_terms() and config.sam.checkpoint is not None:
+        try:
+            find_checkpoint(config.sam.checkpoint)
+        except FileNotFoundError as error:
+            return str(error)
+    return None
+
+
 def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(target.get(key), dict):
@@ -116,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"nnUNetv2_semisam_plan: {error}") from error
     print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
+    if missing := missing_checkpoint(written):
+        print(f"WARNING: on this machine training would stop: {missing}", file=sys.stderr)
     print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")
 
 

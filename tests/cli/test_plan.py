@@ -43,7 +43,9 @@ def test_second_call_edits_and_replace_forgets(plans_file):
         ({"sam": {"backend_args": {"round": 2}}}, "unknown key 'round' in sam.backend_args"),
         ({"num_epochs": 5.0}, "num_epochs is 5.0; it must be an integer"),
         ({"method_args": {"perturbation": {"noise": 1}}}, "noise_std"),
-        ({"method": "no_such_lab.method"}, "dotted module"),
+        ({"method": "no_such_lab.method"}, "none named 'no_such_lab' was found on the Python path"),
+        ({"sam": {"backend": "no_such_lab.sam"}}, "none named 'no_such_lab' was found on the Python path"),
+        ({"sam": {"backend_args": {"rounds": "many"}}}, "sam.backend_args.rounds is 'many'; it must be an integer"),
         ({"method_args": {"x": 1}}, "view"),
         ({"terms": {"foo": {"weight": 1}}}, "consistency"),
     ],
@@ -96,11 +98,31 @@ def test_an_unknown_data_set_is_told(tmp_path, monkeypatch, dataset, word):
         main(["-d", dataset, "-c", "2d"])
 
 
-def test_command_writes_the_configuration(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of a planned data set."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     folder = tmp_path / "Dataset555_Toy"
     folder.mkdir()
     (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": {"2d": {}}}))
+    return folder
+
+
+def test_a_checkpoint_that_is_not_there_yet_is_a_warning(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_sam_checkpoints", str(tmp_path))
+    command = ["-d", "Dataset555_Toy", "-c", "2d", "--set", "sam.checkpoint=late.pth"]
+    main(command)
+    assert configurations(folder / "nnUNetPlans.json")["2d_semisam"]["semisam"] == {"sam": {"checkpoint": "late.pth"}}
+    told = capsys.readouterr().err
+    assert told.startswith("WARNING: ") and f"sam.checkpoint is 'late.pth', looked for in {tmp_path}" in told
+    main([*command, "terms.sam.weight=0"])  # SAM will not be asked
+    (tmp_path / "late.pth").touch()
+    main([*command, "terms.sam.weight=1"])
+    main(["-d", "Dataset555_Toy", "-c", "2d", "--set", "sam.checkpoint=null"])
+    assert capsys.readouterr().err == ""
+
+
+def test_command_writes_the_configuration(folder, capsys):
     main(["-d", "Dataset555_Toy", "-c", "2d", "--sam", "none", "--set", "num_epochs=3"])
     assert configurations(folder / "nnUNetPlans.json")["2d_semisam"]["semisam"] == {"sam": None, "num_epochs": 3}
     assert "nnUNetv2_train Dataset555_Toy 2d_semisam" in capsys.readouterr().out
