@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from nnunet_semisam.config import SemiSAMConfig
     from nnunet_semisam.data.dataset import PlannedDataset
 
+DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where no splits_final.json is given
+
 
 @dataclass
 class Report:
-    """What was found: facts for the reader, and problems that keep training from starting or spoil it."""
+    """What was found: facts for the reader, problems that keep training from starting or spoil it, and warnings.
+
+    A warning is what may be meant; it does not make the command fail.
+    """
 
     facts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def attempt(self, check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Result of a check, or None if it raised one of the errors that are meant for users."""
@@ -34,9 +40,15 @@ class Report:
         """Adds problems; what is already known (another configuration has it, too) is not repeated."""
         self.problems += [problem for problem in found if problem not in self.problems]
 
+    def warning(self, found: str) -> None:
+        """Adds a warning that is not known yet."""
+        self.warnings += [found] if found not in self.warnings else []
+
     def __str__(self) -> str:
-        verdict = f"{len(self.problems)} problem(s):" if self.problems else "no problem found."
-        return "\n".join([*self.facts, verdict, *(f"  - {problem}" for problem in self.problems)])
+        lines = [*self.facts, f"{len(self.problems)} problem(s):" if self.problems else "no problem found."]
+        lines += [f"  - {problem}" for problem in self.problems]
+        lines += [f"{len(self.warnings)} warning(s):"] if self.warnings else []
+        return "\n".join([*lines, *(f"  - WARNING: {warning}" for warning in self.warnings)])
 
 
 def check_setup(
@@ -88,8 +100,10 @@ def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
     """Case names in `imagesUn`."""
     from tqdm import tqdm
 
+    from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files
     from nnunet_semisam.data.preprocess import raw_folder_of
-    from nnunet_semisam.data.raw_pool import FOLDER, open_problems, scan_unlabeled
+    from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, open_problems, scan_unlabeled
+    from nnunet_semisam.data.splits import names
 
     raw_folder = raw_folder_of(planned.name)
     if raw_folder is None:
@@ -98,7 +112,23 @@ def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
     cases, problems = scan_unlabeled(raw_folder, planned.dataset_json)
     report.facts.append(f"{raw_folder / FOLDER}: {len(cases)} case(s)")
     reader = planned.plans_manager.image_reader_writer_class()
-    report.problem(*problems, *open_problems(cases, reader, planned.dataset_json, progress=tqdm))
+    labels: list[str] = []
+    report.problem(
+        *problems,
+        *open_problems(
+            cases,
+            reader,
+            planned.dataset_json,
+            num_files=files_per_case(raw_folder, planned.dataset_json),
+            look=lambda files, image: labels.extend(Path(file).name for file in label_like_files(files, image)),
+            progress=tqdm,
+        ),
+    )
+    if labels:
+        report.warning(
+            f"{raw_folder / FOLDER}: {names(labels)} made of integers, of at most {MAX_VALUES} different ones, as "
+            "labels are. Remove what is a label; nothing is wrong where such a channel is meant."
+        )
     return list(cases)
 
 
@@ -134,18 +164,45 @@ def _check_splits(
     place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
     report.problem(*collision_problems(images, known, place))
     splits = {}
+    if fold != "all" and not splits_file.is_file():
+        _check_default_split(splits_file, known, report, fold=fold, name=name)
     for number in range(report.attempt(num_folds, splits_file) or 0) if fold is None else [fold]:
         split = report.attempt(read_split, splits_file, number, known=known, allow_unlabeled_val=allow_unlabeled_val)
         if split:
             splits[number] = split
+            unlabeled = f"{len(split.unlabeled)} hidden + {len(images)} from {FOLDER} unlabeled"
             report.facts.append(
-                f"{name}, fold {number}: {len(split.labeled) or 'all'} labeled, {len(split.unlabeled)} hidden + "
-                f"{len(images)} from {FOLDER} unlabeled, {len(split.val)} validation case(s)"
+                f"{name}, fold {number}: labeled and validation cases chosen by nnU-Net, {unlabeled} case(s)"
+                if number != "all" and not split.labeled and not split.val
+                else f"{name}, fold {number}: {len(split.labeled) or 'all'} labeled, {unlabeled}, "
+                f"{len(split.val)} validation case(s)"
             )
     hidden = sorted({case for split in splits.values() for case in split.unlabeled})
     if not images and not hidden and (splits or fold is None):
         report.problem(no_case_message(place, splits_file, "(any)" if fold is None else fold))
     return hidden
+
+
+def _check_default_split(
+    splits_file: Path, known: list[str], report: Report, *, fold: int | str | None, name: str
+) -> None:
+    """What becomes of a data set whose splits nnU-Net is to make: five folds, if there are cases enough."""
+    import json
+
+    if fold is None:
+        report.facts.append(
+            f"{name}: folds 0 to 4 not checked, there is no {splits_file.name} yet; nnU-Net writes it when the first "
+            "training starts"
+        )
+    if len(known) >= DEFAULT_FOLDS:
+        return
+    example = json.dumps([{"train": known[:-1], "val": known[-1:]}])
+    cure = f"write it yourself, for instance {example}, or train fold all" if len(known) > 1 else "train fold all"
+    tell = report.warning if fold is None else report.problem  # fold "all" may be meant; a fold that is asked for fails
+    tell(
+        f"{splits_file} does not exist, and nnU-Net's own split into {DEFAULT_FOLDS} folds fails with {len(known)} "
+        f"labeled case(s): {cure}."
+    )
 
 
 def _check_hidden(planned: PlannedDataset, manager: ConfigurationManager, hidden: list[str], report: Report) -> None:
@@ -156,7 +213,7 @@ def _check_hidden(planned: PlannedDataset, manager: ConfigurationManager, hidden
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 1 if there is a problem."""
+    """The command; returns 1 if there is a problem; warnings do not count."""
     args = _parser().parse_args(argv)
     try:
         report = check_setup(args.d, configurations=args.c, plans_name=args.p, fold=args.f)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,29 @@ def files_of_labeled(raw_folder: str | Path, dataset_json: dict, wanted: Iterabl
     return {case: files[case] for case in wanted if case in files and all(map(os.path.isfile, files[case]))}
 
 
-def open_problems(cases: Mapping[str, list[str]], reader: Any, dataset_json: dict, progress: Any = iter) -> list[str]:
+def files_per_case(raw_folder: str | Path, dataset_json: dict) -> int | None:
+    """How many files a case has by the names in `imagesTr`; None if they do not tell."""
+    expected = _expected_channels(_labeled_channels(Path(raw_folder), dataset_json), dataset_json)
+    return None if expected is None else len(expected)
+
+
+def open_problems(
+    cases: Mapping[str, list[str]],
+    reader: Any,
+    dataset_json: dict,
+    *,
+    num_files: int | None = None,
+    look: Callable[[list[str], np.ndarray], None] = lambda files, image: None,
+    progress: Any = iter,
+) -> list[str]:
     """Opens every image with nnU-Net's `reader` object; what is wrong, one sentence per problem.
 
     Checked: the files are whole and open, the channels are as many as in `dataset.json`, the spacing is three positive
     numbers, and all values are finite (SimpleITK reads NaN in a NIfTI file as 0).
+
+    Args:
+        num_files: the channels of cases with another number of files are not counted: `scan_unlabeled` has told.
+        look: gets the files and the image of every case that opens.
     """
     problems = []
     for case in progress(list(cases)):
@@ -83,16 +101,21 @@ def open_problems(cases: Mapping[str, list[str]], reader: Any, dataset_json: dic
         except Exception as error:
             problems.append(f"{cases[case][0]}: {type(reader).__name__} cannot open it ({_short(error)}); replace it.")
             continue
-        problems += image_problems(image, cases[case][0], dataset_json)
+        look(cases[case], image)
+        counted = num_files is None or len(cases[case]) == num_files
+        problems += image_problems(image, cases[case][0], dataset_json if counted else None)
         spacing = np.asarray(properties["spacing"], dtype=float)
         if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
             problems.append(f"{cases[case][0]}: its spacing is {spacing.tolist()}; it must be three positive numbers.")
     return problems
 
 
-def image_problems(image: np.ndarray, file: str, dataset_json: dict) -> list[str]:
-    """What is wrong with an opened image of shape (channels, z, y, x), one sentence per problem."""
-    channels = num_channels(dataset_json)
+def image_problems(image: np.ndarray, file: str, dataset_json: dict | None) -> list[str]:
+    """What is wrong with an opened image of shape (channels, z, y, x), one sentence per problem.
+
+    Without `dataset_json` its channels are not counted.
+    """
+    channels = image.shape[0] if dataset_json is None else num_channels(dataset_json)
     problems = []
     if image.shape[0] != channels:
         problems.append(f"{file}: {image.shape[0]} channels, but dataset.json names {channels}; give exactly those.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from toy_dataset import NAME, toy  # noqa: F401 (a fixture)
+from toy_dataset import NAME, ToyDataset, toy  # noqa: F401 (a fixture)
 
 from nnunet_semisam.cli import check, preprocess
 
@@ -113,7 +115,7 @@ def test_check_respects_allow_unlabeled_val(ready, capsys):
         ({"checkpoint": "DAMAGED"}, "does not hold the weights of the embedded generalist"),
         ({"backend": "segment_anything"}, "ships no weights"),
         ({"backend_args": {"round": 2}}, "unknown key 'round' in sam.backend_args"),
-        ({"backend_args": {"rounds": 0}}, "rounds = 0"),
+        ({"backend_args": {"rounds": 0}}, "sam.backend_args.rounds is 0"),
     ],
 )
 def test_check_builds_the_backend(ready, capsys, tmp_path, sam, told):
@@ -159,3 +161,61 @@ def test_check_of_an_unknown_data_set_or_an_unpreprocessed_configuration(ready, 
     assert "902" in capsys.readouterr().err
     assert check.main(["-d", "901", "-c", "2d"]) == 1
     assert "no preprocessed case" in capsys.readouterr().out
+
+
+def without_splits(ready):
+    (ready.preprocessed / "splits_final.json").unlink()
+
+
+def test_check_warns_where_nnunet_cannot_split(ready, capsys):
+    without_splits(ready)  # with four labeled cases
+    assert check.main(["-d", "901"]) == 0
+    told = capsys.readouterr().out
+    assert "3d_fullres: folds 0 to 4 not checked, there is no splits_final.json yet" in told
+    assert "no problem found.\n1 warning(s):\n  - WARNING: " in told and "fails with 4 labeled case(s)" in told
+    cure = '[{"train": ["a", "b", "c"], "val": ["d"]}]'
+    assert f"for instance {cure}, or train fold all" in told
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "all"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "0"]) == 1  # this fold cannot be trained
+    assert "fails with 4 labeled case(s)" in capsys.readouterr().out
+    ready.write(ready.preprocessed / "splits_final.json", json.loads(cure))
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "0"]) == 0  # the cure cures
+
+
+def test_check_says_what_nnunet_will_split_itself(ready, capsys):
+    without_splits(ready)
+    ready.preprocessed_case("e", seed=5)
+    assert check.main(["-d", "901"]) == 0
+    told = capsys.readouterr().out
+    assert "WARNING" not in told and "folds 0 to 4 not checked" in told
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "fold 2: labeled and validation cases chosen by nnU-Net, 0 hidden + 1 from imagesUn" in told
+    assert "not checked" not in told
+
+
+def test_check_reports_a_missing_channel_once(tmp_path, monkeypatch, capsys):
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
+    two = ToyDataset(tmp_path, channels=2)
+    two.splits({"train": ["a"], "val": ["c"]})
+    for case in "ac":
+        two.preprocessed_case(case)
+    for channel in (0, 1):
+        two.image("a", "imagesTr", channel=channel)
+    two.image("x")
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    told = capsys.readouterr().out
+    assert "1 problem(s):" in told and "case 'x' has the channel(s) 0000" in told
+
+
+def test_check_warns_of_a_label_under_the_name_of_an_image(ready, capsys):
+    import SimpleITK as sitk
+
+    label = np.random.default_rng(0).integers(0, 3, (10, 14, 12)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(label), str(ready.raw / "imagesUn" / "oops_0000.nii.gz"))
+    assert check.main(["-d", "901"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("WARNING") == 1
+    assert "imagesUn: 'oops_0000.nii.gz' is made of integers, of at most 16 different ones, as labels are" in told

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_dataset import dataset_json
 
-from nnunet_semisam.data.raw_pool import list_unlabeled, open_problems, scan_unlabeled
+from nnunet_semisam.data.raw_pool import files_per_case, list_unlabeled, open_problems, scan_unlabeled
 
 
 @pytest.fixture
@@ -109,6 +109,28 @@ class FakeReader:
 def test_a_bad_image_is_named(reader, word):
     (problem,) = open_problems({"x": ["dir/x_0000.nii.gz"]}, reader, dataset_json())
     assert word in problem and "dir/x_0000.nii.gz" in problem
+
+
+def test_a_case_with_a_file_too_few_is_told_once(raw):
+    folder = raw("x_0000.nii.gz", labeled=("a_0000.nii.gz", "a_0001.nii.gz"))
+    cases, problems = scan_unlabeled(folder, dataset_json(2))
+    reader = FakeReader(np.zeros((1, 3, 3, 3)))
+    num_files = files_per_case(folder, dataset_json(2))
+    assert num_files == 2 and len(problems) == 1
+    cases = {case: ["dir/x_0000.nii.gz"] for case in cases}  # the file there is empty, which is another problem
+    assert open_problems(cases, reader, dataset_json(2), num_files=num_files) == []
+    assert "1 channels, but dataset.json names 2" in open_problems(cases, reader, dataset_json(2), num_files=1)[0]
+    endless = FakeReader(np.full((1, 3, 3, 3), np.inf))
+    assert "not finite" in open_problems(cases, endless, dataset_json(2), num_files=num_files)[0]
+
+
+def test_every_image_that_opens_is_shown():
+    shown = []
+    image = np.zeros((1, 3, 3, 3))
+    cases = {"x": ["x_0000.nii.gz"]}
+    open_problems(cases, FakeReader(image), dataset_json(), look=lambda files, seen: shown.append((files, seen)))
+    open_problems(cases, FakeReader(None), dataset_json(), look=lambda files, seen: shown.append((files, seen)))
+    assert len(shown) == 1 and shown[0][0] == ["x_0000.nii.gz"] and shown[0][1] is image
 
 
 def test_a_good_image_has_no_problem():
