@@ -52,6 +52,8 @@ class SamLabeler:
             prob: the teacher's probabilities.
             iteration: chooses the planes that a 2D generalist is asked about in a 3D patch.
         """
+        if image.is_cuda:  # the teacher's pending work is not SAM's; SAM's own is done when the statistics are read
+            torch.cuda.synchronize(image.device)
         begin = time.perf_counter()
         image, prob = image.detach().float(), prob.detach().float()
         planes = self._planes(prob, iteration)

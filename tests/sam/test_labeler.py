@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -29,6 +31,40 @@ def test_a_pseudo_label_has_the_teachers_shape_sums_to_one_and_carries_no_gradie
     assert kit.dice(pseudo.prob.argmax(1) == 1, scene.prob.argmax(1) == 1) > 0.6
     assert label.stats["items"] == 4 and label.stats["dropped"] == 0 and label.stats["agreement"] > 0.6
     assert label.stats["coverage"] == 1 and label.stats["seconds"] > 0
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says that it is on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_the_seconds_begin_when_the_teachers_work_on_the_device_is_done(kit, monkeypatch):
+    scene, order = kit.scene(2), []
+    clock = time.perf_counter
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append(device))
+    monkeypatch.setattr(time, "perf_counter", lambda: order.append("clock") or clock())
+    labeler(kit)(scene.image, scene.prob, 0)
+    assert order == ["clock", "clock"]  # nothing to wait for on the CPU
+    labeler(kit)(scene.image.as_subclass(OnCuda), scene.prob, 0)
+    assert order[2:] == [scene.image.device, "clock", "clock"]
+
+
+@pytest.mark.gpu
+def test_pending_work_of_the_device_does_not_count(kit):
+    scene = kit.scene(2)
+    image, prob = scene.image.cuda(), torch.full_like(scene.prob, 1 / 3).cuda()  # no objects: SAM is not asked
+    label = labeler(kit)
+    label(image, prob, 0)
+    big = torch.rand(8192, 8192, device="cuda")
+    torch.cuda.synchronize()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(20):
+        big @ big
+    stop.record()
+    label(image, prob, 0)
+    assert label.stats["seconds"] < start.elapsed_time(stop) / 1000 / 2
 
 
 def test_half_precision_and_endless_logits_stay_finite(kit):
