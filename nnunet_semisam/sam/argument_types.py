@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 WORDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
 PLURALS = {int: "integers", float: "numbers", str: "strings"}
 
 
-def argument_types(constructor: Callable[..., Any]) -> dict[str, Any]:
-    """The annotation of every argument that has one; none at all where one cannot be resolved."""
+def argument_types(kind: Any) -> dict[str, Any]:
+    """The annotation of every argument of a class's constructor; none at all where one cannot be resolved."""
     try:
-        return get_type_hints(constructor.__init__ if isinstance(constructor, type) else constructor)
+        return get_type_hints(kind.__init__)
     except Exception:  # annotations are code: names that only a type checker imports, newer syntax, anything
         return {}
 
