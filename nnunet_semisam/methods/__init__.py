@@ -33,7 +33,7 @@ def find_method(name: str) -> type[SemiMethod]:
             raise  # the module exists, but something that it imports does not
         raise ValueError(
             f"{_unknown(name)}. A dotted name means a module of your own that Python can import, but none named "
-            f"{error.name!r} was found on the Python path: add the folder that holds it to PYTHONPATH, or correct the name"
+            f"{error.name!r} was found on the Python path; put its folder on PYTHONPATH, or correct the name"
         ) from error
     found = [
         c
