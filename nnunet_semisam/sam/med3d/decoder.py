@@ -77,8 +77,8 @@ class TwoWayLayer(nn.Module):
         self.cross_attn_token_to_image = Attention(embed, heads, reduction=2)
         self.mlp = Mlp(embed, hidden, nn.ReLU())
         self.cross_attn_image_to_token = Attention(embed, heads, reduction=2)
-        for number in range(1, 5):
-            setattr(self, f"norm{number}", nn.LayerNorm(embed))
+        self.norm1, self.norm2 = nn.LayerNorm(embed), nn.LayerNorm(embed)
+        self.norm3, self.norm4 = nn.LayerNorm(embed), nn.LayerNorm(embed)
 
     def forward(
         self,
@@ -105,8 +105,9 @@ class Attention(nn.Module):
     def __init__(self, embed: int, heads: int, *, reduction: int = 1) -> None:
         super().__init__()
         self.heads = heads
-        for name in ("q", "k", "v"):
-            setattr(self, f"{name}_proj", nn.Linear(embed, embed // reduction))
+        self.q_proj = nn.Linear(embed, embed // reduction)
+        self.k_proj = nn.Linear(embed, embed // reduction)
+        self.v_proj = nn.Linear(embed, embed // reduction)
         self.out_proj = nn.Linear(embed // reduction, embed)
 
     def forward(

@@ -67,12 +67,15 @@ class WindowAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, grid: int, span: int) -> None:
         super().__init__()
         if span < grid:
-            raise ValueError(f"an attention window of {span} tokens for a grid of {grid}: give a window of {grid} or more")
+            raise ValueError(
+                f"an attention window of {span} tokens for a grid of {grid}: give a window of {grid} or more"
+            )
         self.heads, self.grid, self.span = heads, grid, span
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        for axis in "dhw":
-            setattr(self, f"rel_pos_{axis}", nn.Parameter(torch.zeros(2 * span - 1, width // heads)))
+        self.rel_pos_d, self.rel_pos_h, self.rel_pos_w = (
+            nn.Parameter(torch.zeros(2 * span - 1, width // heads)) for _ in range(3)
+        )
 
     def forward(self, tokens: Float[Tensor, "V G G G C"]) -> Float[Tensor, "V G G G C"]:
         parts = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(4, 0, 5, 1, 2, 3, 6)

@@ -40,14 +40,16 @@ class PromptEncoder(nn.Module):
         """One token per click and, as in training, one that is no click; no token at all without any click."""
         if not coords.shape[1]:
             return coords.new_zeros(len(coords), 0, self.not_a_point_embed.embedding_dim)
-        table = torch.cat([self.not_a_point_embed.weight, *(kind.weight for kind in self.point_embeddings)])
+        outside, inside = self.point_embeddings
+        table = torch.cat([self.not_a_point_embed.weight, outside.weight, inside.weight])
         code = self.pe_layer((coords + 0.5) / (PATCH * self.grid)) * (labels >= 0)[..., None]
         blank = table[0].expand(len(coords), 1, -1)
         return torch.cat([code + table[labels + 1], blank], dim=1)
 
     def grid_code(self) -> Float[Tensor, "1 E G G G"]:
         """Position code of the image tokens. Their first two axes are swapped, unlike those of clicks: as published."""
-        places = (torch.arange(self.grid, device=self.pe_layer.device) + 0.5) / self.grid
+        device = self.pe_layer.positional_encoding_gaussian_matrix.device
+        places = (torch.arange(self.grid, device=device) + 0.5) / self.grid
         first, second, third = torch.meshgrid(places, places, places, indexing="ij")
         return self.pe_layer(torch.stack([second, first, third], dim=-1)).movedim(-1, 0)[None]
 
@@ -55,13 +57,11 @@ class PromptEncoder(nn.Module):
 class PositionCode(nn.Module):
     """Random Fourier features of positions in 0..1; the sines appear twice, to fill a multiple of three."""
 
+    positional_encoding_gaussian_matrix: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, features))
-
-    @property
-    def device(self) -> torch.device:
-        return self.positional_encoding_gaussian_matrix.device
 
     def forward(self, places: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N E"]:
         angle = 2 * math.pi * ((2 * places - 1) @ self.positional_encoding_gaussian_matrix)
