@@ -40,8 +40,7 @@ class PromptEncoder(nn.Module):
         """One token per click and, as in training, one that is no click; no token at all without any click."""
         if not coords.shape[1]:
             return coords.new_zeros(len(coords), 0, self.not_a_point_embed.embedding_dim)
-        outside, inside = self.point_embeddings
-        table = torch.cat([self.not_a_point_embed.weight, outside.weight, inside.weight])
+        table = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
         code = self.pe_layer((coords + 0.5) / (PATCH * self.grid)) * (labels >= 0)[..., None]
         blank = table[0].expand(len(coords), 1, -1)
         return torch.cat([code + table[labels + 1], blank], dim=1)
