@@ -147,7 +147,7 @@ class SamMed3D(SamBackend):
         keys = torch.cat([image[:, None].to(frame.low.dtype), frame.low, frame.size], dim=1)
         windows, item_window = keys.unique(dim=0, return_inverse=True)
         features = [volumes.image.new_empty(0, *self._feature_shape())]
-        for part in windows.split(self.max_windows):
+        for part in windows.split(self.max_windows) if len(windows) else ():
             number = part[:, 0].long()
             with torch.autocast(part.device.type, enabled=False):
                 view = _standardized(volumes, number, Frame(part[:, 1:4], part[:, 4:], frame.grid))

@@ -7,7 +7,6 @@ query meets which relative position) and `prompts` (order of axes in the dense p
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -103,19 +102,6 @@ def load_weights(network: Med3D, weights: dict[str, Tensor]) -> None:
     if any(problems.values()):
         raise ValueError("; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names))
     network.load_state_dict(weights)
-
-
-def tiny() -> Med3D:
-    """A network of the same build with random weights (32 voxels a side), for tests."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Med3D(
-            grid=2, width=24, depth=2, heads=2, window=3, global_blocks=(1,), embed=48, decoder_heads=2, hidden=(32, 16)
-        )
-        for name, parameter in network.named_parameters():
-            if "pos" in name:  # zero at birth, so that nobody would notice a mistake
-                nn.init.normal_(parameter)
-    return network
 
 
 def _first(names: list[str], count: int = 3) -> str:
