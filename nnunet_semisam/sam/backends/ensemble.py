@@ -47,7 +47,7 @@ class Ensemble(SamBackend):
         checkpoint: str | None,
         device: torch.device,
         *,
-        members: Sequence[Mapping[str, Any]] = (),
+        members: Any = (),  # a list of dictionaries, as the user wrote it
         spacing: Sequence[float] | None = None,
     ) -> None:
         if checkpoint is not None:
@@ -111,7 +111,7 @@ def _mean(probs: list[Float[Tensor, "P *S"]], share: Float[Tensor, "M P"]) -> Fl
     return total
 
 
-def _member(number: int, member: Mapping[str, Any]) -> SamConfig:
+def _member(number: int, member: Any) -> SamConfig:
     known = f"give a dictionary with keys out of {', '.join(MEMBER_KEYS)}"
     if not isinstance(member, Mapping) or "backend" not in member:
         raise _refused(f"members[{number}] is {member!r}", f"{known}; backend is needed")
