@@ -1,6 +1,6 @@
 """Where a generalist sees things: image, click, box and mask of an object meet in its frame, and the answer comes home.
 
-Every backend, on patches without equal sides, isotropic and not, and mirrored; places agree within half a voxel.
+Every backend, on patches without equal sides, isotropic and not, and mirrored; places agree within a tenth of a voxel.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nnunet_semisam.sam.backends.sam_med3d import SamMed3D
 from nnunet_semisam.types import Prompts
 
 CPU = torch.device("cpu")
+CLOSE = 0.1  # voxels; what is left comes from resampling
 
 
 @dataclass
@@ -163,6 +164,6 @@ def test_everything_meets_in_the_frame_and_comes_home(name, shape, spacing, flip
     seen, answer = ROUTES[name][0](kit, ball, spacing, monkeypatch)
     for what in ("image", "mask", "box"):
         apart = (getattr(seen, what) - seen.point) / seen.cells
-        assert apart.abs().max() < 0.5, f"{what} is {apart.tolist()} voxels away from the click"
-    assert (centre(answer) - ball.place).abs().max() < 0.5
+        assert apart.abs().max() < CLOSE, f"{what} is {apart.tolist()} voxels away from the click"
+    assert (centre(answer) - ball.place).abs().max() < CLOSE
     assert kit.dice(answer > 0, ball.prompts.mask_logits[0] > 0) > 0.75
