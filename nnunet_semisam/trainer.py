@@ -229,7 +229,8 @@ class SemiSAM(Base):
         """
         if self.semisam.sam is None or "sam" not in self.semisam.active_terms():
             return None
-        labeler = SamLabeler(build_backend(self.semisam.sam, self.device), self.semisam.sam, self.outputs)
+        backend = build_backend(self.semisam.sam, self.device, self.configuration_manager.spacing)
+        labeler = SamLabeler(backend, self.semisam.sam, self.outputs)
         patch_size = self.configuration_manager.patch_size
         labeler.probe(torch.zeros(1, self.num_input_channels, *patch_size, device=self.device))
         return SamAssisted(self.method, labeler)

@@ -11,6 +11,11 @@ class StubSam(SamBackend):
 
     def __init__(self):
         self.calls = 0
+        self.spacing = None
+
+    def built_for(self, spacing):
+        self.spacing = spacing
+        return self
 
     def embed(self, image):
         return image

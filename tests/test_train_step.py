@@ -37,7 +37,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     write_preprocessed(tmp_path / "nnUNet_preprocessed")
     stub = StubSam()
-    monkeypatch.setattr("nnunet_semisam.trainer.build_backend", lambda config, device: stub)
+    monkeypatch.setattr("nnunet_semisam.trainer.build_backend", lambda config, device, spacing: stub.built_for(spacing))
     monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)  # seconds per epoch
     monkeypatch.setattr(Curves, "plot", lambda self, file: None)
     return stub
@@ -110,6 +110,15 @@ def test_sam_is_asked_only_while_its_weight_is_above_zero(toy, batches):
     terms = {"sam": {"weight": 1.0, "schedule": "linear_rampdown", "iterations": 2}}
     stepped(short(terms=terms), batches)  # weights 1, 0.5, 0
     assert toy.calls == 2
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_sam_is_told_the_voxel_size_of_the_plans(toy, ndim):
+    built = build(nnUNetTrainerSemiSAM, short(), patch_size=(16,) * ndim)
+    built.initialize()
+    built.configuration_manager.configuration["spacing"] = [3.0, 1.0, 0.5][:ndim]
+    built.build_sam()
+    assert list(toy.spacing) == [3.0, 1.0, 0.5][:ndim]
 
 
 def test_mean_teacher_has_no_sam(toy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,8 +47,12 @@ def find_backend(name: str) -> type[SamBackend]:
     return found[0]
 
 
-def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
+def build_backend(config: SamConfig, device: torch.device, spacing: Sequence[float] | None = None) -> SamBackend:
     """The configured backend on `device`: `Backend(checkpoint, device, **backend_args)`.
+
+    Args:
+        spacing: mm per voxel of the images, array order; for backends with an argument `spacing` that the
+            configuration leaves open.
 
     Raises:
         ValueError: unknown backend, or a backend argument that it does not take.
@@ -56,7 +60,10 @@ def build_backend(config: SamConfig, device: torch.device) -> SamBackend:
     """
     backend = check_backend_args(config)
     checkpoint = None if config.checkpoint is None else str(find_checkpoint(config.checkpoint))
-    return backend(checkpoint, device, **config.backend_args)
+    arguments = dict(config.backend_args)
+    if spacing is not None and "spacing" in _backend_args(backend):
+        arguments.setdefault("spacing", tuple(spacing))
+    return backend(checkpoint, device, **arguments)
 
 
 def check_backend_args(config: SamConfig) -> Callable[..., SamBackend]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ class SamBackend(abc.ABC):
     are asked plane by plane for 3D patches (`nnunet_semisam.sam.planes`).
     """
 
-    ndims: ClassVar[tuple[int, ...]]  # numbers of spatial axes served natively
+    ndims: tuple[int, ...]  # numbers of spatial axes served natively; of the class, or of what it was built from
 
     @abc.abstractmethod
     def embed(self, image: Float[Tensor, "U C *S"]) -> Any:

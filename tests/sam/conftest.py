@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
 from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.med3d import Med3D
 from nnunet_semisam.sam.prompts import prompts_from_prob
 from nnunet_semisam.types import Prompts, SamPrediction
 
@@ -38,6 +40,8 @@ class StubSam(SamBackend):
 
     def embed(self, image: Tensor) -> Tensor:
         self.embedded += len(image)
+        if self.fault == "leaking_images":
+            image = image - image.mean(0, keepdim=True)
         return image.mean(1) if self.fault == "trainable" else image.detach().mean(1)
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> SamPrediction:
@@ -56,6 +60,8 @@ class StubSam(SamBackend):
             answer = answer + 0.1 * torch.randn(answer.shape)
         if self.fault == "probabilities":
             answer = answer.sigmoid()
+        if self.fault == "background":
+            answer = -answer
         if self.fault == "cropped":
             answer = answer[..., 1:]
         return SamPrediction(answer, torch.full((len(prompts),), 0.9))
@@ -69,7 +75,10 @@ class StubSam(SamBackend):
         for place, label in zip(swap(prompts.point_coords[row]), prompts.point_labels[row].tolist(), strict=True):
             ball = torch.exp(-((grid - place) ** 2).sum(-1) / 18)
             logits = logits + {1: 2, 0: -2, -1: 0}[label] * ball
-        return logits if prompts.mask_logits is None else logits + 0.5 * prompts.mask_logits[row]
+        if prompts.mask_logits is None:
+            return logits
+        mask = prompts.mask_logits[row]
+        return logits + 0.5 * (mask.clamp(0, 1) if self.fault == "mask_as_probability" else mask)
 
 
 def tiny_sam() -> nn.Module:
@@ -90,6 +99,45 @@ def tiny_sam() -> nn.Module:
             embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=8
         )
         return modeling.Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder)
+
+
+def tiny_med3d() -> Med3D:
+    """SAM-Med3D in miniature, with random weights: two blocks of width 24 for 32^3 voxels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Med3D(
+            grid=2, width=24, depth=2, heads=2, window=3, global_blocks=(1,), embed=48, decoder_heads=2, hidden=(32, 16)
+        )
+        for name, parameter in network.named_parameters():
+            if "pos" in name:  # zero at birth, so that nobody would notice a mistake
+                nn.init.normal_(parameter)
+    return network.eval()
+
+
+class EchoMed3D(Med3D):
+    """Answers with the mask prompt, so that it is known what is right. `voxels`: side of the image per token."""
+
+    def __init__(self, voxels: int = 16) -> None:
+        super().__init__(width=12, depth=1, heads=1, embed=48, decoder_heads=2, hidden=(8, 8))
+        self.voxels = voxels
+
+    @property
+    def image_side(self) -> int:
+        return self.voxels * self.grid
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image.new_zeros(len(image), 48, *[self.grid] * 3)
+
+    def decode(self, features: Tensor, points: Tensor, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        return masks.expand(-1, 4, -1, -1, -1), masks.new_ones(len(masks), 4)
+
+
+class EchoSegmentAnything(SegmentAnything):
+    """Answers with the mask prompt."""
+
+    def _decode(self, embedding, prompts, points):
+        masks = self._mask_prompt(prompts.mask_logits.float(), embedding)
+        return self._to_plane(masks[:, 0], embedding), masks.new_ones(len(masks))
 
 
 @dataclass
@@ -129,6 +177,7 @@ def kit():
 
     class Kit:
         stub, sam, scene = StubSam, staticmethod(tiny_sam), staticmethod(make_scene)
+        med3d, echo_med3d, echo_sam = staticmethod(tiny_med3d), EchoMed3D, EchoSegmentAnything
         voxels, dice, inf = staticmethod(voxels), staticmethod(dice), math.inf
 
     return Kit

@@ -27,13 +27,20 @@ class MySam(SamBackend):
     def decode(self, embedding, prompts): ...
     def to(self, device): ...
 """
+MEASURING = OWN.replace('*, colour: str = "red"', "*, spacing=None").replace("colour", "spacing")
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A package of somebody else with a backend, and a module without one."""
     (tmp_path / "strange_lab").mkdir()
-    for name, text in {"__init__": "", "my_sam": OWN, "empty": "", "broken": "import not_installed_at_all"}.items():
+    for name, text in {
+        "__init__": "",
+        "my_sam": OWN,
+        "my_measuring_sam": MEASURING,
+        "empty": "",
+        "broken": "import not_installed_at_all",
+    }.items():
         (tmp_path / "strange_lab" / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     yield
@@ -61,6 +68,16 @@ def test_a_backend_of_somebody_else(own, tmp_path):
     config = SamConfig(backend="strange_lab.my_sam", checkpoint=str(file), backend_args={"colour": "blue"})
     assert build_backend(config, CPU).given == (str(file), CPU, "blue")
     assert build_backend(SamConfig(backend="strange_lab.my_sam"), CPU).given == (None, CPU, "red")
+
+
+def test_the_voxel_size_reaches_backends_that_ask_for_it(own):
+    measuring, other = SamConfig(backend="strange_lab.my_measuring_sam"), SamConfig(backend="strange_lab.my_sam")
+    assert build_backend(measuring, CPU, [3, 1, 1]).given == (None, CPU, (3, 1, 1))
+    assert build_backend(measuring, CPU).given == (None, CPU, None)
+    assert build_backend(other, CPU, [3, 1, 1]).given == (None, CPU, "red")
+    chosen = SamConfig(backend="strange_lab.my_measuring_sam", backend_args={"spacing": [2, 2, 2]})
+    assert build_backend(chosen, CPU, [3, 1, 1]).given == (None, CPU, [2, 2, 2])
+    assert chosen.backend_args == {"spacing": [2, 2, 2]} and measuring.backend_args == {}
 
 
 def test_strangers(own):
@@ -126,7 +143,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-@pytest.mark.parametrize("name", ["embedded", "segment_anything"])
+@pytest.mark.parametrize("name", ["embedded", "segment_anything", "sam_med3d"])
 def test_a_damaged_checkpoint_is_named_with_its_cure(name, content, tmp_path):
     if name == "segment_anything":
         pytest.importorskip("segment_anything")

@@ -11,6 +11,8 @@ from torch import nn
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam import build_backend, find_backend, list_backends
+from nnunet_semisam.sam.backends.ensemble import Ensemble
+from nnunet_semisam.sam.backends.sam_med3d import SamMed3D
 from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
 from nnunet_semisam.sam.prompts import prompts_from_prob, select
 
@@ -70,6 +72,12 @@ def check_logits(backend, scene, kit):
     assert (ask(backend, scene)[:, scene.prob[:, 0].amin(0) > 0.99] < 0).float().mean() > 0.5
 
 
+def check_log_odds(backend, scene, kit):
+    """Mask prompts are log-odds: how far below 0 they are is heard."""
+    cut = replace(scene.prompts, mask_logits=scene.prompts.mask_logits.clamp(min=0))
+    assert (ask(backend, scene) - ask(backend, scene, cut)).abs().max() > 1e-3
+
+
 def check_axes(backend, scene, kit):
     """Image and prompts turned together turn the answer, on a patch whose sides all differ."""
     answer = ask(backend, scene) > 0
@@ -108,9 +116,26 @@ def transpose(prompts, axis, other):
     )
 
 
-WITHOUT_WEIGHTS = [check_order, check_batch_equals_loop, check_frozen, check_deterministic, check_shape]
+WITHOUT_WEIGHTS = [
+    check_order, check_batch_equals_loop, check_frozen, check_deterministic, check_shape, check_log_odds
+]  # fmt: skip
 CHECKS = [*WITHOUT_WEIGHTS, check_logits, check_axes]
 CASES = [(name, ndim) for name in list_backends() for ndim in find_backend(name).ndims]
+SPACING = (3.0, 1.5, 1.2)
+MEMBERS = [{"backend": "embedded"}, {"backend": "embedded", "backend_args": {"keep": 0.0}}]
+
+
+def build(name, kit):
+    """A backend, and whether its weights mean something. Published models get random weights."""
+    if name == "segment_anything":
+        return SegmentAnything.from_network(kit.sam(), CPU, input_size=96), False
+    if name == "sam_med3d":
+        return SamMed3D(kit.med3d(), CPU, spacing=SPACING), False
+    arguments = {"members": MEMBERS} if name == "ensemble" else {}
+    try:
+        return build_backend(SamConfig(backend=name, backend_args=arguments), CPU, SPACING), True
+    except (FileNotFoundError, ImportError) as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -122,19 +147,31 @@ def test_the_stub_keeps_the_contract(check, ndim, kit):
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name, ndim", CASES)
 def test_backends_keep_the_contract(name, ndim, check, kit):
-    if name == "segment_anything":
-        if check not in WITHOUT_WEIGHTS:
-            pytest.skip("says nothing about random weights")
-        backend = SegmentAnything.from_network(kit.sam(), CPU, input_size=96)
-    else:
-        try:
-            backend = build_backend(SamConfig(backend=name), CPU)
-        except (FileNotFoundError, ImportError) as error:
-            pytest.skip(str(error))
+    backend, meaningful = build(name, kit)
+    if check not in WITHOUT_WEIGHTS and not meaningful:
+        pytest.skip("says nothing about random weights")
     check(backend, kit.scene(ndim), kit)
 
 
+ECHOES = {
+    "segment_anything": (2, lambda kit: kit.echo_sam.from_network(kit.sam(), CPU, input_size=96)),
+    "sam_med3d": (3, lambda kit: SamMed3D(kit.echo_med3d(4), CPU, spacing=(1.5, 1.5, 1.5))),
+    "sam_med3d, whole patch": (3, lambda kit: SamMed3D(kit.echo_med3d(4), CPU, spacing=(2, 1.5, 1.5), window="patch")),
+    "ensemble": (2, lambda kit: Ensemble.of([kit.stub(), ECHOES["segment_anything"][1](kit)])),
+}
+
+
+@pytest.mark.parametrize("check", [check_order, check_batch_equals_loop, check_logits, check_axes])
+@pytest.mark.parametrize("name", ECHOES)
+def test_published_models_keep_the_contract_around_a_network_that_answers_with_the_mask(name, check, kit):
+    ndim, make = ECHOES[name]
+    backend, scene = make(kit), kit.scene(ndim)
+    assert kit.dice(ask(backend, scene) > 0, scene.prompts.mask_logits > 0) > 0.85
+    check(backend, scene, kit)
+
+
 FAULTS = [
+    ("leaking_images", check_batch_equals_loop),
     ("leaking_items", check_order),
     ("leaking_items", check_batch_equals_loop),
     ("leaking_calls", check_batch_equals_loop),
@@ -144,6 +181,8 @@ FAULTS = [
     ("random", check_deterministic),
     ("cropped", check_shape),
     ("probabilities", check_logits),
+    ("background", check_logits),
+    ("mask_as_probability", check_log_odds),
     ("swapped_axes", check_axes),
 ]
 

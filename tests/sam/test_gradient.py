@@ -8,6 +8,7 @@ from nnunet_semisam.config import SamConfig
 from nnunet_semisam.methods import build_method, list_methods
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.sam import build_backend, list_backends
+from nnunet_semisam.sam.backends.sam_med3d import SamMed3D
 from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.types import UnlabeledBatch
@@ -30,12 +31,17 @@ def backend(request, kit):
         return kit.stub()
     if request.param == "segment_anything":
         return SegmentAnything.from_network(sure_of_itself(kit.sam()), torch.device("cpu"), input_size=64)
-    return build_backend(SamConfig(backend=request.param), torch.device("cpu"))
+    if request.param == "sam_med3d":
+        return SamMed3D(kit.echo_med3d(4), torch.device("cpu"), spacing=(1.5, 1.5, 1.5))
+    arguments = {"members": [{"backend": "embedded"}]} if request.param == "ensemble" else {}
+    return build_backend(SamConfig(backend=request.param, backend_args=arguments), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("name", list_methods())
 def test_sam_term_moves_the_student_alone(backend, kit, name, ndim):
+    if ndim == 2 and 2 not in backend.ndims:
+        pytest.skip("serves volumes only")
     scene = kit.scene(ndim)
     conv = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
     student, teacher = conv(1, 3, 3, padding=1), conv(1, 3, 1)

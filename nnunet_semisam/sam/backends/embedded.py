@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,7 +37,7 @@ class EmbeddedSam(SamBackend):
         rounds: how often to look; from the second time on the answer is the mask prompt and sets the frame.
     """
 
-    ndims: ClassVar[tuple[int, ...]] = (2, 3)
+    ndims = (2, 3)
 
     def __init__(
         self,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.sam.prompts import MAX_LOGIT, select
+from nnunet_semisam.sam.weights import read_weights
 from nnunet_semisam.types import Prompts, SamPrediction
 
 KINDS = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h"}  # width, depth of the image encoder
@@ -175,10 +175,10 @@ class SegmentAnything(SamBackend):
 
     def _mask_prompt(self, logits: Float[Tensor, "P H W"], embedding: Embedded) -> Float[Tensor, "P 1 M M"]:
         """Mask logits at four times the grid of the features; the padding is surely not the object."""
-        side, frame = self.sam.prompt_encoder.mask_input_size[0], self.sam.image_encoder.img_size
-        inner = [max(1, round(length * side / frame)) for length in embedding.inner]
+        frame, inner = self.sam.image_encoder.img_size, embedding.inner
         logits = F.interpolate(logits.clamp(-MAX_LOGIT, MAX_LOGIT)[:, None], inner, mode="bilinear", antialias=True)
-        return F.pad(logits, (0, side - inner[1], 0, side - inner[0]), value=-MAX_LOGIT)
+        logits = F.pad(logits, (0, frame - inner[1], 0, frame - inner[0]), value=-MAX_LOGIT)
+        return F.avg_pool2d(logits, frame // self.sam.prompt_encoder.mask_input_size[0])
 
     def _to_plane(self, logits: Float[Tensor, "P M M"], embedding: Embedded) -> Float[Tensor, "P H W"]:
         """SAM's logits read at the voxel centres of the plane."""
@@ -239,7 +239,7 @@ def load_sam(checkpoint: str | None, model: str | None) -> nn.Module:
         raise ImportError(
             "semisam: sam.backend 'segment_anything' needs the package: pip install segment-anything==1.0 torchvision"
         ) from error
-    weights = _read(checkpoint)
+    weights = read_weights(checkpoint, backend="segment_anything", example="sam_vit_b_01ec64.pth")
     model = model or _kind(checkpoint, weights)
     if model not in KINDS.values():
         raise ValueError(f"semisam: sam.backend_args.model is {model!r}; known are {', '.join(KINDS.values())}")
@@ -253,30 +253,6 @@ def load_sam(checkpoint: str | None, model: str | None) -> nn.Module:
             "sam.backend_args.model to the kind of the file, or sam.checkpoint to another file"
         ) from error
     return sam
-
-
-def _read(checkpoint: str | None) -> dict[str, Tensor]:
-    if checkpoint is None:
-        raise ValueError(
-            "semisam: sam.backend 'segment_anything' ships no weights; set sam.checkpoint to a file such as "
-            "sam_vit_b_01ec64.pth"
-        )
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"semisam: sam.checkpoint {checkpoint}: no such file; download it or correct the path")
-    try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        raise ValueError(
-            f"semisam: sam.checkpoint {checkpoint} cannot be read ({error.__class__.__name__}); the file is damaged or "
-            "no PyTorch checkpoint: download it again"
-        ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
-    ):
-        raise ValueError(
-            f"semisam: sam.checkpoint {checkpoint} is no plain state dictionary; give SAM's published file"
-        )
-    return weights
 
 
 def _kind(checkpoint: str | None, weights: dict[str, Tensor]) -> str:
