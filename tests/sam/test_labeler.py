@@ -9,6 +9,7 @@ from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.fuse import Answers, fuse
 from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import Prompts, SamPrediction
 
 
@@ -108,8 +109,7 @@ def test_answers_that_lost_the_prompt_are_dropped(kit):
 def answers(logits, mask, iou=1.0, head=1) -> Answers:
     logits, mask = torch.as_tensor(logits)[None], torch.as_tensor(mask)[None]
     index = torch.zeros(1, dtype=torch.int64)
-    prompts = Prompts(index, index + head, torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64))
-    return Answers.judged(prompts, SamPrediction(logits, torch.tensor([iou])), mask)
+    return Answers.judged(Objects(index, index + head, mask), SamPrediction(logits, torch.tensor([iou])))
 
 
 def test_the_weight_is_predicted_iou_times_stability_times_agreement():
@@ -155,7 +155,7 @@ def test_regions_run_from_end_to_end(kit):
     prob = torch.stack([scene.prob[:, 1:].sum(1), scene.prob[:, 2]], dim=1)
     label = labeler(kit, outputs=OutputSpace(2, has_regions=True), prompts=["mask"])
     pseudo = label(scene.image, prob, 0)
-    assert label.stats["items"] == 4 and label.stats["agreement"] > 0.7 and (pseudo.prob[:, 0] > 0.5).any()
+    assert label.stats["items"] == 6 and label.stats["agreement"] > 0.7 and (pseudo.prob[:, 0] > 0.5).any()
     assert kit.dice(pseudo.prob[:, 1] > 0.5, prob[:, 1] > 0.5) > 0.7
 
 
