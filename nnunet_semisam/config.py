@@ -78,7 +78,9 @@ class SamConfig:
         _integer("jitters", self.jitters, 0)
         _number("min_stability", self.min_stability, 0, 1)
         if self.min_stability and not self.jitters:
-            raise Refused("min_stability", f"is {self.min_stability!r}, but sam.jitters is 0: nothing is compared")
+            raise Refused(
+                "min_stability", f"is {self.min_stability!r}, but sam.jitters is 0; set sam.jitters to 2 or more"
+            )
 
     def _check_prompts(self) -> None:
         for kind in self.prompts:
