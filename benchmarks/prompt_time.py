@@ -3,9 +3,8 @@
     python benchmarks/prompt_time.py --data FOLDER
 
 FOLDER is a data set in nnU-Net raw format with two classes. The first cases are laid side by side until a patch of 64^3
-and 128^3 is full of objects (a worst case: six to eight and some fifty pieces of each class); "one object" is a single
-case enlarged to fill the patch. The teacher is the smoothed truth. Prints Markdown: milliseconds per patch, best of
-three, in process time.
+and 128^3 is full ("many objects"); "one object" is a single case enlarged to fill the patch. The teacher is the
+smoothed truth. Prints Markdown: milliseconds of process time per patch, best of three.
 """
 
 from __future__ import annotations

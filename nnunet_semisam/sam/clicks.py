@@ -20,7 +20,7 @@ SURE_OUTSIDE = 0.05  # a negative click needs a probability of the object below 
 SURE_INSIDE = 0.95  # an error is clicked as missing where the probability of the object is above this
 SURE_RIVAL = 0.8  # negative clicks are drawn to places where another object has more than this
 CERTAIN = 0.05  # "certain" clicks are spread over places whose certainty is that close to the best, on a scale of 0..1
-EXACT_VOXELS = 2**18  # depth in larger boxes is counted along the axis of the largest distance, ten times as fast
+EXACT_VOXELS = 2**16  # depth in larger boxes is counted along the axis of the largest distance, five times as fast
 
 Place = tuple[int, ...]
 

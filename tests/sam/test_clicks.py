@@ -114,7 +114,7 @@ def found_points(found):
     return found.point_coords, found.point_labels
 
 
-@pytest.mark.parametrize("shape", [(40, 9), (8, 20, 31), (6, 120, 100)])
+@pytest.mark.parametrize("shape", [(40, 9), (8, 20, 31), (6, 100, 100)])
 def test_the_deepest_voxel_is_the_maximum_of_the_distance_transform(shape):
     rng = torch.Generator().manual_seed(1)
     mask = torch.from_numpy(gaussian_filter(torch.randn(shape, generator=rng).numpy(), 2.0)) > 0.03
