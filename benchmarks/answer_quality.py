@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--weights", type=str)
     parser.add_argument("--jitters", type=int, default=4)
+    parser.add_argument("--draw", type=int, default=0, help="another draw of the shaking")
     parser.add_argument("--slices", action="store_true", help="ask the 2D network, on the largest slice across axis 0")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,12 +62,12 @@ def main() -> None:
                 for level in LEVELS:
                     rng = torch.Generator().manual_seed(zlib.crc32(f"{case} {name}".encode()) + round(100 * level))
                     spoiled = corrupt_to_dice(truth, level, rng)
-                    rows[name][level].append(judge(backend, picture, spoiled, truth, args.jitters))
+                    rows[name][level].append(judge(backend, picture, spoiled, truth, draws=(args.draw, args.jitters)))
     report(rows)
 
 
 def judge(
-    backend: EmbeddedSam, image: torch.Tensor, spoiled: torch.Tensor, truth: torch.Tensor, jitters: int
+    backend: EmbeddedSam, image: torch.Tensor, spoiled: torch.Tensor, truth: torch.Tensor, *, draws: tuple[int, int]
 ) -> dict[str, float]:
     """The numbers that could tell how good the answer is, and how good it is."""
     prob = (CONFIDENT * (2 * spoiled.float() - 1)).sigmoid()
@@ -75,7 +76,7 @@ def judge(
     objects, outputs, config = Objects(zero, zero + 1, spoiled[None]), OutputSpace(2), SamConfig(components=None)
     prompts = prompts_for(objects, prob, prob > 0.5, outputs=outputs, config=config)
     embedding = backend.embed(image[None, None])
-    asked = [prompts] + [shaken(prompts, objects, prob, seeds=seeds_for(0, zero, n)) for n in range(jitters)]
+    asked = [prompts] + [shaken(prompts, objects, prob, seeds=seeds_for(draws[0], zero, n)) for n in range(draws[1])]
     given = [backend.decode(embedding, prompts) for prompts in asked]
     logits = torch.stack([answer.mask_logits for answer in given])  # (J + 1, 1, *S)
     first = Answers.judged(objects, given[0])

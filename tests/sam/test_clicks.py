@@ -49,7 +49,7 @@ def same(first, second) -> None:
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_flipped_teacher_gives_the_flipped_prompts(kit, settings, ndim):
-    for axis, seed in itertools.product(range(ndim), range(3)):
+    for axis, seed in itertools.product(range(ndim), range(2)):
         prob = rough(ndim, seed)
         same(kit.flip(prompts_of(prob, **settings), axis), prompts_of(prob.flip(axis + 2), **settings))
 
@@ -57,7 +57,7 @@ def test_the_flipped_teacher_gives_the_flipped_prompts(kit, settings, ndim):
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_turned_teacher_gives_the_turned_prompts(kit, settings, ndim):
-    for axis, seed in itertools.product(range(ndim), range(3)):
+    for axis, seed in itertools.product(range(ndim), range(2)):
         prob, other = rough(ndim, seed), (axis + 1) % ndim
         turned = prompts_of(prob.transpose(axis + 2, other + 2), **settings)
         same(kit.transpose(prompts_of(prob, **settings), axis, other), turned)

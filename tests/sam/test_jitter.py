@@ -50,6 +50,18 @@ def test_shaken_prompts_differ_and_stay_true(kit, ndim):
     assert (moved[:2] > 3).all() and moved[2] > 0
 
 
+def test_clicks_do_not_leave_a_thin_object():
+    mask = torch.zeros(1, 40, 60, dtype=torch.bool)
+    mask[0, 19:21, 5:55] = True
+    prob = torch.stack([1 - mask[0].float(), mask[0].float()])[None]
+    objects = Objects(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64), mask)
+    config = SamConfig(prompts=["points"], num_points=4)
+    prompts = prompts_for(objects, prob, prob > 0.5, outputs=OutputSpace(2), config=config)
+    shaken_ones = [shake(prompts, objects, prob, number=number).point_coords[0].long() for number in range(10)]
+    assert all(mask[0][tuple(place)] for places in shaken_ones for place in places)
+    assert any(not torch.equal(places, prompts.point_coords[0].long()) for places in shaken_ones)
+
+
 def test_a_shift_brings_in_what_is_surely_not_the_object():
     mask = torch.zeros(1, 20, 30, dtype=torch.bool)
     mask[0, 0:10, 0:14] = True
