@@ -11,6 +11,7 @@ from typing import Any
 from nnunet_semisam.ops.schedules import SCHEDULES
 
 PROMPT_KINDS = ("points", "negative_points", "box", "mask")
+POINT_SOURCES = ("center", "certain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,12 @@ class SamConfig:
     prompts: tuple[str, ...] = ("mask", "box", "points", "negative_points")
     num_points: int = 1  # positive clicks per object
     num_negative_points: int = 1
+    points_from: str = "center"  # RITM: the deepest place; "certain" = SemiSAM's text: where the entropy is lowest
+    box_margin: float = 0.05  # share of a box's side added on each side, at least 2 voxels; 0 = the tight box
+    components: int | None = 2  # paired organs; decoding costs at most twice as much. null = a class is one object
+    rounds: int = 1  # answers per object; from the second on its errors are clicked (RITM, Segment Anything)
+    jitters: int = 0  # further answers to shaken prompts, whose spread lowers the weight (SemiSAM+)
+    min_stability: float = 0.0  # Dice among the answers to shaken prompts below which none is used (SAM-CLNet)
     axis: int | str = "alternate"  # planes of a 3D patch for 2D generalists: 0, 1, 2, or a new axis each iteration
     planes: int = 8  # budget of planes per patch
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
@@ -64,6 +71,16 @@ class SamConfig:
             _integer(name, getattr(self, name), 1)
         _integer("num_negative_points", self.num_negative_points, 0)
         _number("min_agreement", self.min_agreement, 0, 1)
+        _one_of("points_from", self.points_from, POINT_SOURCES)
+        _number("box_margin", self.box_margin, 0)
+        _integer("components", self.components, 0, or_null=True)
+        _integer("rounds", self.rounds, 1)
+        _integer("jitters", self.jitters, 0)
+        _number("min_stability", self.min_stability, 0, 1)
+        if self.min_stability and not self.jitters:
+            raise Refused(
+                "min_stability", f"is {self.min_stability!r}, but sam.jitters is 0; set sam.jitters to 2 or more"
+            )
 
     def _check_prompts(self) -> None:
         for number, kind in enumerate(self.prompts):

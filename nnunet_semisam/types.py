@@ -73,10 +73,14 @@ class PseudoLabel:
     """What a machine believes about unlabeled patches: probabilities, and how much each voxel is to be trusted.
 
     Always float32 and without gradient. A confidence of 0 takes the voxel out of the loss.
+
+    Args:
+        scale: factor of the loss; above 1 where the voxels with confidence are a sample of those worth asking about.
     """
 
     prob: Float[Tensor, "U K *S"]
     confidence: Float[Tensor, "U 1 *S"]  # in [0, 1]
+    scale: float = 1.0
 
     @classmethod
     def certain(cls, prob: Float[Tensor, "U K *S"]) -> PseudoLabel:

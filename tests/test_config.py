@@ -54,6 +54,7 @@ def test_resolved_configuration_survives_json():
         ({"sam": "embedded"}, ["sam is 'embedded'", "dictionary", 'for instance {"backend": "embedded"}']),
         ({"sam": {"prompts": []}}, ["prompts"]),
         ({"sam": {"planes": 0}}, ["planes", "0"]),
+        ({"sam": {"min_stability": 0.5}}, ["sam.min_stability", "0.5", "sam.jitters"]),
         ({"sam": {"axis": 4}}, ["axis", "alternate"]),
         ({"ema_decay": 1.0}, ["ema_decay is 1.0; it must be a number of at least 0 and below 1"]),
         ({"num_epochs": 0}, ["num_epochs"]),
@@ -75,7 +76,12 @@ WRONG_TYPES = [
         (["terms.sam.iterations"], [2.0, True, 0], "an integer of at least 1, or null"),
         (["seed"], [1.0, False, "1"], "an integer, or null"),
         (["sam.planes", "sam.num_points", "sam.min_voxels"], [3.0, True, None, 0], "an integer of at least 1"),
-        (["sam.num_negative_points"], [1.0, False, -1], "an integer of at least 0"),
+        (["sam.num_negative_points", "sam.jitters"], [1.0, False, -1, None], "an integer of at least 0"),
+        (["sam.rounds"], [0, 1.0, True, None], "an integer of at least 1"),
+        (["sam.components"], [-1, 1.0, True, "all"], "an integer of at least 0, or null"),
+        (["sam.points_from"], ["centre", 0, None], "known are center, certain"),
+        (["sam.box_margin"], [-0.1, True, "0", None, float("inf")], "a number of at least 0"),
+        (["sam.min_stability"], [-0.1, 1.1, True, None, float("nan")], "a number from 0 to 1"),
         (["sam.axis"], [True, False, 1.0, "Alternate", [0]], "known are 0, 1, 2, alternate"),
         (["sam.min_agreement"], [-0.1, 1.1, True, "0.5", None, float("nan")], "a number from 0 to 1"),
         (["terms.sam.weight"], [float("nan"), float("inf"), -1, True, "1", None], "a number of at least 0"),
@@ -114,7 +120,8 @@ def test_null_and_right_types_are_taken():
     section = {
         "unlabeled_batch_size": None, "num_epochs": None, "seed": -3, "ema_decay": 0, "allow_unlabeled_val": True,
         "terms": {"sam": {"weight": 1, "iterations": 7}},
-        "sam": {"checkpoint": None, "axis": 2, "min_agreement": 1, "num_negative_points": 0, "prompts": ("box",)},
+        "sam": {"checkpoint": None, "axis": 2, "min_agreement": 1, "num_negative_points": 0, "prompts": ("box",),
+                "components": None, "jitters": 3, "min_stability": 0.7, "box_margin": 0, "points_from": "certain"},
     }  # fmt: skip
     config = SemiSAMConfig().with_section(section)
     assert (config.seed, config.terms["sam"].iterations, config.sam.axis) == (-3, 7, 2)

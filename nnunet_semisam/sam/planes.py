@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from nnunet_semisam.types import PseudoLabel
@@ -22,27 +22,35 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Planes:
-    """V chosen planes of U patches: patch number and position along `axis`. Without axis, the patches as they are."""
+    """V chosen planes of U patches: patch number and position along `axis`. Without axis, the patches as they are.
+
+    `stand_for` is how many planes with something to ask about there are for each chosen one.
+    """
 
     axis: int | None = None
     image: Int64[Tensor, " V"] | None = None
     position: Int64[Tensor, " V"] | None = None
+    stand_for: float = 1.0
 
-    def take(self, volume: Float[Tensor, "U C *S"]) -> Float[Tensor, "V C *T"]:
-        """The planes of a patch-shaped tensor (image or probabilities alike), the other axes in their order."""
+    def take(self, volume: Shaped[Tensor, "U C *S"]) -> Shaped[Tensor, "V C *T"]:
+        """The planes of a patch-shaped tensor (image, probabilities or masks alike), the other axes in their order."""
         if self.axis is None:
             return volume
         return volume.movedim(self.axis + 2, 1)[self.image, self.position]
 
     def scatter(self, pseudo: PseudoLabel, elsewhere: Float[Tensor, "U K *S"]) -> PseudoLabel:
-        """A pseudo-label of the planes, back in the patches: `elsewhere` with confidence 0 on planes not asked."""
+        """A pseudo-label of the planes, back in the patches: `elsewhere` with confidence 0 on planes not asked.
+
+        Its loss is scaled by `stand_for`: planes are a sample of those that show something, and so the expected loss is
+        that of asking about them all (weights inverse to the chance of being drawn; Horvitz and Thompson 1952).
+        """
         if self.axis is None:
             return pseudo
         prob = elsewhere.detach().float().clone()
         confidence = torch.zeros_like(prob[:, :1])
         prob.movedim(self.axis + 2, 1)[self.image, self.position] = pseudo.prob
         confidence.movedim(self.axis + 2, 1)[self.image, self.position] = pseudo.confidence
-        return PseudoLabel(prob, confidence)
+        return PseudoLabel(prob, confidence, self.stand_for)
 
 
 def choose_planes(
@@ -68,7 +76,7 @@ def choose_planes(
         for position in _spread(row.nonzero()[:, 0].tolist(), budget, offset)
     ]
     pairs = torch.tensor(chosen, dtype=torch.int64, device=objects.device).reshape(-1, 2)
-    return Planes(normal, pairs[:, 0], pairs[:, 1])
+    return Planes(normal, pairs[:, 0], pairs[:, 1], stand_for=int(promptable.sum()) / max(len(chosen), 1) or 1.0)
 
 
 def sensible_axes(shape: tuple[int, ...]) -> list[int]:

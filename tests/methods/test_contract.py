@@ -1,5 +1,7 @@
 """Every method in the package must move the student, and nothing else. New method files are taken up by themselves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -95,3 +97,14 @@ def test_agreement_costs_nothing(setting):
     twin = EmaTeacher(student, outputs, decay=0.9)
     value = method.terms(student, unlabeled, method.pseudo_labels(twin, unlabeled))["consistency"]
     assert value.item() < 1e-9
+
+
+def test_the_scale_of_a_pseudo_label_scales_its_term(method, setting):
+    student, teacher, unlabeled, _ = setting
+    pseudo = method.pseudo_labels(teacher, unlabeled)
+    found = []
+    for scale in (1.0, 4.0):
+        torch.manual_seed(5)
+        scaled = {name: replace(label, scale=scale) for name, label in pseudo.items()}
+        found.append(sum(method.terms(student, unlabeled, scaled).values()).item())
+    assert found[1] == pytest.approx(4 * found[0]) and found[0] > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -171,6 +171,27 @@ def dice(first: Tensor, second: Tensor) -> float:
     return (2 * (first & second).sum() / (first.sum() + second.sum()).clamp(min=1)).item()
 
 
+def flip(prompts: Prompts, axis: int) -> Prompts:
+    """The prompts of the flipped image."""
+    side = prompts.mask_logits.shape[axis + 1]
+    coords, boxes = prompts.point_coords.clone(), prompts.boxes.clone()
+    coords[..., axis] = side - 1 - coords[..., axis]
+    boxes[..., axis] = side - prompts.boxes[..., axis].flip(1)
+    return replace(prompts, point_coords=coords, boxes=boxes, mask_logits=prompts.mask_logits.flip(axis + 1))
+
+
+def transpose(prompts: Prompts, axis: int, other: int) -> Prompts:
+    """The prompts of the image with two axes exchanged."""
+    order = list(range(prompts.boxes.shape[-1]))
+    order[axis], order[other] = other, axis
+    return replace(
+        prompts,
+        point_coords=prompts.point_coords[..., order],
+        boxes=prompts.boxes[..., order],
+        mask_logits=prompts.mask_logits.transpose(axis + 1, other + 1),
+    )
+
+
 @pytest.fixture
 def kit():
     """What the tests of this folder share."""
@@ -178,6 +199,7 @@ def kit():
     class Kit:
         stub, sam, scene = StubSam, staticmethod(tiny_sam), staticmethod(make_scene)
         med3d, echo_med3d, echo_sam = staticmethod(tiny_med3d), EchoMed3D, EchoSegmentAnything
+        flip, transpose = staticmethod(flip), staticmethod(transpose)
         voxels, dice, inf = staticmethod(voxels), staticmethod(dice), math.inf
 
     return Kit

@@ -85,35 +85,16 @@ def check_axes(backend, scene, kit):
     assert 0 < answer.float().mean() < 0.5
     for axis in range(ndim):
         other = (axis + 1) % ndim
-        flipped = ask(backend, replace(scene, image=scene.image.flip(axis + 2)), flip(scene.prompts, axis))
+        flipped = ask(backend, replace(scene, image=scene.image.flip(axis + 2)), kit.flip(scene.prompts, axis))
         assert kit.dice(flipped > 0, answer.flip(axis + 1)) > 0.85
         swapped = replace(scene, image=scene.image.transpose(axis + 2, other + 2))
-        turned = ask(backend, swapped, transpose(scene.prompts, axis, other))
+        turned = ask(backend, swapped, kit.transpose(scene.prompts, axis, other))
         assert kit.dice(turned > 0, answer.transpose(axis + 1, other + 1)) > 0.85
 
 
 def check_background(prompts, outputs):
     """Prompts are for objects only."""
     assert set(prompts.head.tolist()) <= set(range(0 if outputs.has_regions else 1, outputs.num_heads))
-
-
-def flip(prompts, axis):
-    side = prompts.mask_logits.shape[axis + 1]
-    coords, boxes = prompts.point_coords.clone(), prompts.boxes.clone()
-    coords[..., axis] = side - 1 - coords[..., axis]
-    boxes[..., axis] = side - prompts.boxes[..., axis].flip(1)
-    return replace(prompts, point_coords=coords, boxes=boxes, mask_logits=prompts.mask_logits.flip(axis + 1))
-
-
-def transpose(prompts, axis, other):
-    order = list(range(prompts.boxes.shape[-1]))
-    order[axis], order[other] = other, axis
-    return replace(
-        prompts,
-        point_coords=prompts.point_coords[..., order],
-        boxes=prompts.boxes[..., order],
-        mask_logits=prompts.mask_logits.transpose(axis + 1, other + 1),
-    )
 
 
 WITHOUT_WEIGHTS = [

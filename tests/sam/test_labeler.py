@@ -11,12 +11,13 @@ from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.fuse import Answers, fuse
 from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import Prompts, SamPrediction
 
 
-def labeler(kit, *, ndims=(2, 3), outputs=None, max_items=32, **settings) -> SamLabeler:
+def labeler(kit, *, ndims=(2, 3), outputs=None, max_items=32, trust=None, **settings) -> SamLabeler:
     backend = kit.stub(ndims=ndims)
-    return SamLabeler(backend, SamConfig(**settings), outputs or OutputSpace(3), max_items=max_items)
+    return SamLabeler(backend, SamConfig(**settings), outputs or OutputSpace(3), max_items=max_items, trust=trust)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -144,8 +145,7 @@ def test_answers_that_lost_the_prompt_are_dropped(kit):
 def answers(logits, mask, iou=1.0, head=1) -> Answers:
     logits, mask = torch.as_tensor(logits)[None], torch.as_tensor(mask)[None]
     index = torch.zeros(1, dtype=torch.int64)
-    prompts = Prompts(index, index + head, torch.zeros(1, 0, 1), torch.zeros(1, 0, dtype=torch.int64))
-    return Answers.judged(prompts, SamPrediction(logits, torch.tensor([iou])), mask)
+    return Answers.judged(Objects(index, index + head, mask), SamPrediction(logits, torch.tensor([iou])))
 
 
 def test_the_weight_is_predicted_iou_times_stability_times_agreement():
@@ -191,7 +191,7 @@ def test_regions_run_from_end_to_end(kit):
     prob = torch.stack([scene.prob[:, 1:].sum(1), scene.prob[:, 2]], dim=1)
     label = labeler(kit, outputs=OutputSpace(2, has_regions=True), prompts=["mask"])
     pseudo = label(scene.image, prob, 0)
-    assert label.stats["items"] == 4 and label.stats["agreement"] > 0.7 and (pseudo.prob[:, 0] > 0.5).any()
+    assert label.stats["items"] == 6 and label.stats["agreement"] > 0.7 and (pseudo.prob[:, 0] > 0.5).any()
     assert kit.dice(pseudo.prob[:, 1] > 0.5, prob[:, 1] > 0.5) > 0.7
 
 
@@ -219,3 +219,94 @@ def test_labels_of_the_same_input_are_the_same(kit):
     label, state = labeler(kit, ndims=(2,)), torch.get_rng_state()
     first, second = (label(scene.image, scene.prob, 5) for _ in range(2))
     assert torch.equal(first.prob, second.prob) and torch.equal(state, torch.get_rng_state())
+
+
+def test_trust_is_a_factor_of_the_weight_of_each_head(kit):
+    scene = kit.scene(2)
+    full, half = labeler(kit)(scene.image, scene.prob, 0), labeler(kit, trust=[1, 0.5, 1])(scene.image, scene.prob, 0)
+    assert torch.equal(full.prob, half.prob)
+    first, second = ((full.prob[:, head] > 0.95)[:, None] for head in (1, 2))
+    ratio = half.confidence / full.confidence
+    assert first.any() and torch.allclose(ratio[first], torch.tensor(0.5), atol=0.05)
+    assert second.any() and torch.allclose(ratio[second], torch.tensor(1.0), atol=0.05)
+
+
+@pytest.mark.parametrize("ndims", [(2, 3), (2,)])
+def test_heads_without_trust_are_not_prompted_and_cost_nothing(kit, ndims):
+    scene = kit.scene(3)
+    none = labeler(kit, ndims=ndims, trust=[1, 0, 0])
+    assert none(scene.image, scene.prob, 0).confidence.sum() == 0
+    assert none.backend.calls == none.backend.embedded == 0 and none.stats["items"] == 0
+    one = labeler(kit, ndims=ndims, trust=[0, 0, 1])
+    pseudo = one(scene.image, scene.prob, 0)
+    assert one.stats["items"] == one.backend.embedded > 0 and pseudo.confidence.max() > 0.1  # one item per image
+    assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 1].max() == 0  # nothing said about the other class
+
+
+@pytest.mark.parametrize("trust", [[1, 1], [1, 1, 1, 1], [1, -0.1, 1], [1, 1.5, 1], [1, float("nan"), 1]])
+def test_trust_out_of_order_is_refused(kit, trust):
+    with pytest.raises(ValueError, match="trust is .* give 3 numbers from 0 to 1"):
+        labeler(kit, trust=trust)
+
+
+def test_a_speckled_teacher_is_prompted_by_its_largest_piece(kit):
+    scene = kit.scene(2)
+    prob = scene.prob.clone()
+    specks = torch.zeros(40, 56, dtype=torch.bool)
+    specks[::3, ::3] = True
+    prob[:, :, specks & (prob[:, 0] > 0.9).all(0)] = torch.tensor([0.1, 0.8, 0.1])[:, None]
+    whole, pieces = (labeler(kit, components=count, prompts=["box"], min_agreement=0) for count in (None, 2))
+    first, second = whole(scene.image, prob, 0), pieces(scene.image, prob, 0)
+    assert whole.stats["items"] == pieces.stats["items"] == 4
+    assert pieces.stats["agreement"] > whole.stats["agreement"] + 0.1
+    away = specks & (scene.prob[:, 0] > 0.9).all(0) & (second.prob[:, 0] > 0.8).all(0)
+    assert away.any() and second.confidence[:, 0, away].max() == 0  # too small to ask about: not unlearned
+    clean = scene.prob.argmax(1) == 1
+    assert second.confidence[:, 0][clean].mean() > first.confidence[:, 0][clean].mean()
+
+
+@pytest.mark.parametrize("ndims", [(2, 3), (2,)])
+def test_shaken_prompts_lower_the_confidence_of_unsteady_answers(kit, ndims):
+    scene = kit.scene(3)
+    plain, shaky = labeler(kit, ndims=ndims), labeler(kit, ndims=ndims, jitters=2, max_items=3)
+    once, more = plain(scene.image, scene.prob, 4), shaky(scene.image, scene.prob, 4)
+    assert shaky.backend.embedded == plain.backend.embedded  # encoded once, decoded three times as often
+    assert shaky.stats["items"] == plain.stats["items"] and "stability" not in plain.stats
+    assert 0.5 < shaky.stats["stability"] < 1 and torch.equal(once.prob, more.prob)
+    asked = once.confidence > 0
+    ratio = (more.confidence[asked] / once.confidence[asked]).unique()
+    assert ratio.max() < 1 and ratio.min() > 0.6
+
+
+def test_unsteady_answers_are_dropped(kit):
+    scene = kit.scene(2)
+    label = labeler(kit, jitters=2, min_stability=0.999)
+    pseudo = label(scene.image, scene.prob, 0)
+    assert label.stats["dropped"] == label.stats["items"] == 4 and pseudo.confidence.sum() == 0
+
+
+def test_the_same_iteration_is_shaken_alike_and_draws_nothing_from_the_global_state(kit):
+    scene = kit.scene(3)
+    label, state = labeler(kit, jitters=2, rounds=2), torch.get_rng_state()
+    first, second, other = (label(scene.image, scene.prob, iteration) for iteration in (5, 5, 6))
+    assert torch.equal(first.confidence, second.confidence) and torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(first.confidence, other.confidence)
+    chunked = labeler(kit, jitters=2, rounds=2, max_items=3)(scene.image, scene.prob, 5)
+    assert torch.allclose(chunked.confidence, first.confidence)
+
+
+def test_the_teacher_is_hardened_once(kit, monkeypatch):
+    scene, calls = kit.scene(3), []
+    harden = OutputSpace.harden
+    monkeypatch.setattr(OutputSpace, "harden", lambda self, prob: calls.append(1) or harden(self, prob))
+    labeler(kit, ndims=(2,))(scene.image, scene.prob, 0)
+    assert len(calls) == 1
+
+
+def test_sampled_planes_stand_for_all_that_show_something(kit):
+    scene = kit.scene(3)
+    few, many, native = labeler(kit, ndims=(2,), planes=2), labeler(kit, ndims=(2,), planes=50), labeler(kit)
+    scales = [label(scene.image, scene.prob, 0).scale for label in (few, many, native)]
+    planes = many.backend.embedded
+    assert scales == [planes / 4, 1.0, 1.0] and planes > 8
+    assert few(scene.image, 0 * scene.prob + 1 / 3, 0).scale == 1.0  # nothing to ask about

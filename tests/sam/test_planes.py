@@ -91,3 +91,17 @@ def test_identity_without_an_axis():
     volume = torch.rand(2, 3, 8, 9)
     pseudo = PseudoLabel(volume, volume[:, :1])
     assert Planes().take(volume) is volume and Planes().scatter(pseudo, elsewhere=volume) is pseudo
+
+
+@pytest.mark.parametrize("budget, stand_for", [(4, 3.0), (12, 1.0), (20, 1.0)])
+def test_chosen_planes_stand_for_the_others(budget, stand_for):
+    planes = choose(objects(), budget=budget)  # 12 planes show the object
+    assert planes.stand_for == stand_for
+    pseudo = PseudoLabel(planes.take(torch.rand(2, 1, 20, 32, 44)), planes.take(torch.ones(2, 1, 20, 32, 44)))
+    assert planes.scatter(pseudo, torch.rand(2, 1, 20, 32, 44)).scale == stand_for
+    assert choose(torch.zeros_like(objects())).stand_for == 1.0
+
+
+def test_masks_are_taken_as_masks():
+    planes = choose(objects())
+    assert planes.take(objects()).dtype == torch.bool and planes.take(objects()).flatten(1).any(1).all()

@@ -9,7 +9,7 @@ import torch
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.sam.prompts import prompts_from_prob, select, tight_boxes
+from nnunet_semisam.sam.prompts import prompts_from_prob, select
 
 
 def certain(labels: torch.Tensor, heads: int, p: float = 0.96) -> torch.Tensor:
@@ -82,9 +82,10 @@ def test_without_a_sure_place_there_is_no_negative_click():
 def test_boxes_are_half_open_contain_the_object_and_stay_in_the_patch():
     labels = torch.zeros(20, 30, 200, dtype=torch.long)
     labels[1:10, 12:19, 30:130] = 1
-    assert tight_boxes(labels[None] == 1).tolist() == [[[1, 12, 30], [10, 19, 130]]]
     box = prompts_of(certain(labels, 2), prompts=["box"]).boxes[0]
     assert box.tolist() == [[0, 10, 25], [12, 21, 135]]  # 2 voxels, or 5 % of a long side
+    tight, loose = (prompts_of(certain(labels, 2), prompts=["box"], box_margin=m).boxes[0] for m in (0.0, 0.2))
+    assert tight.tolist() == [[1, 12, 30], [10, 19, 130]] and loose.tolist() == [[0, 10, 10], [12, 21, 150]]
 
 
 def test_mask_logits_are_natural_log_odds_within_seven():
@@ -164,3 +165,15 @@ def test_select_takes_the_same_items_of_every_field(kit):
     chosen = select(prompts, torch.tensor([2, 0]))
     assert torch.equal(chosen.head, prompts.head[[2, 0]]) and torch.equal(chosen.boxes, prompts.boxes[[2, 0]])
     assert torch.equal(chosen.mask_logits, prompts.mask_logits[[2, 0]]) and len(chosen) == 2
+
+
+def test_every_component_has_prompts_of_its_own():
+    labels = torch.zeros(20, 60, dtype=torch.long)
+    labels[5:15, 4:20], labels[5:15, 40:50] = 1, 1
+    found = prompts_of(certain(labels, 2), components=2, box_margin=0.0)
+    assert found.boxes.tolist() == [[[5, 4], [15, 20]], [[5, 40], [15, 50]]] and found.head.tolist() == [1, 1]
+    for item, (low, high) in enumerate([(4, 20), (40, 50)]):
+        assert low <= found.point_coords[item, 0, 1] < high
+        inside = found.mask_logits[item] > 0
+        assert inside[5:15, low:high].all() and inside.sum() == 10 * (high - low)
+        assert found.mask_logits[item].min() == pytest.approx(-7, abs=1e-3)  # the other piece is surely not this one

@@ -1,0 +1,132 @@
+"""Clicks fall where they should, and go along when the image is turned."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.clicks import deepest
+from nnunet_semisam.sam.prompts import prompts_from_prob
+
+SHAPES = {2: (30, 44), 3: (18, 26, 34)}
+SETTINGS = [
+    {"points_from": "center", "components": None},
+    {"points_from": "certain", "components": None},
+    {"points_from": "center", "components": 3, "box_margin": 0.0},
+    {"points_from": "certain", "components": 1, "box_margin": 0.3},
+]
+
+
+def rough(ndim: int, seed: int) -> torch.Tensor:
+    """Probabilities (1, 3, *S) of two classes in several pieces, no two voxels alike."""
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.randn(3, *SHAPES[ndim], generator=rng, dtype=torch.float64).numpy()
+    smooth = torch.stack([torch.from_numpy(gaussian_filter(field, 2.5)) for field in noise])
+    scores = 12 * smooth / smooth.std() / 2
+    scores[0] += 4
+    return scores.softmax(0)[None].float()
+
+
+def prompts_of(prob, **settings):
+    config = SamConfig(num_points=2, num_negative_points=2, min_voxels=8, **settings)
+    return prompts_from_prob(prob, outputs=OutputSpace(prob.shape[1]), config=config)
+
+
+def same(first, second) -> None:
+    assert torch.equal(first.head, second.head) and len(first) >= 2
+    assert torch.equal(first.point_labels, second.point_labels) and (first.point_labels == 0).any()
+    used = first.point_labels >= 0
+    assert torch.equal(first.point_coords[used], second.point_coords[used])
+    assert torch.allclose(first.boxes, second.boxes, atol=1e-4)
+    assert torch.allclose(first.mask_logits, second.mask_logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_flipped_teacher_gives_the_flipped_prompts(kit, settings, ndim):
+    for axis, seed in itertools.product(range(ndim), range(2)):
+        prob = rough(ndim, seed)
+        same(kit.flip(prompts_of(prob, **settings), axis), prompts_of(prob.flip(axis + 2), **settings))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_turned_teacher_gives_the_turned_prompts(kit, settings, ndim):
+    for axis, seed in itertools.product(range(ndim), range(2)):
+        prob, other = rough(ndim, seed), (axis + 1) % ndim
+        turned = prompts_of(prob.transpose(axis + 2, other + 2), **settings)
+        same(kit.transpose(prompts_of(prob, **settings), axis, other), turned)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("source", ["center", "certain"])
+def test_clicks_hit_the_object_that_they_are_for(ndim, source):
+    for seed in range(5):
+        prob = rough(ndim, seed)
+        found = prompts_of(prob, points_from=source)
+        hard = prob.argmax(1)[0]
+        for head, box, places, labels in zip(
+            found.head, found.boxes, found.point_coords.long(), found.point_labels, strict=True
+        ):
+            for place, label in zip(places, labels, strict=True):
+                own = prob[0, head][tuple(place)]
+                if label == 1:
+                    assert hard[tuple(place)] == head and (place >= box[0]).all() and (place < box[1]).all()
+                elif label == 0:
+                    assert hard[tuple(place)] != head and own < 0.05
+
+
+def test_certain_points_lie_where_the_entropy_is_lowest_and_central_ones_deep_inside():
+    prob = torch.full((1, 2, 40, 60), 0.0)
+    prob[0, 1, 10:30, 10:50] = 0.9
+    prob[0, 1, 12:16, 12:16] = 0.999  # near a corner
+    prob[0, 0] = 1 - prob[0, 1]
+    certain = prompts_of(prob, points_from="certain", prompts=["points"]).point_coords[0].long()
+    central = prompts_of(prob, points_from="center", prompts=["points"]).point_coords[0].long()
+    assert all(prob[0, 1][tuple(place)] > 0.99 for place in certain)
+    assert all(prob[0, 1][tuple(place)] < 0.99 for place in central[:1])
+    assert (certain[0] - certain[1]).abs().max() >= 3  # spread apart
+
+
+def test_where_the_teacher_is_sure_everywhere_certain_points_are_deep():
+    prob = torch.zeros(1, 2, 30, 31)
+    prob[0, 1, 5:26, 5:26] = 1 - 1e-6 * torch.rand(21, 21, generator=torch.Generator().manual_seed(0))
+    prob[0, 0] = 1 - prob[0, 1]
+    assert prompts_of(prob, points_from="certain", prompts=["points"]).point_coords[0, 0].tolist() == [15, 15]
+
+
+def test_a_negative_click_takes_the_nearest_place_of_a_rival():
+    prob = torch.zeros(1, 3, 30, 60)
+    prob[0, 1, 8:22, 10:24] = prob[0, 2, 2:28, 28:50] = 0.97
+    prob[0, 0] = 1 - prob[0, 1:].sum(0)
+    found = prompts_of(prob, prompts=["points", "negative_points"])
+    first, second = (coords[labels == 0][0].tolist() for coords, labels in zip(*found_points(found), strict=True))
+    assert first[1] == 28  # the first column of the second object, 5 voxels from the first one
+    assert second[1] == 23 and 8 <= second[0] < 22
+
+
+def found_points(found):
+    return found.point_coords, found.point_labels
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (8, 20, 31), (6, 100, 100)])
+def test_the_deepest_voxel_is_the_maximum_of_the_distance_transform(shape):
+    rng = torch.Generator().manual_seed(1)
+    mask = torch.from_numpy(gaussian_filter(torch.randn(shape, generator=rng).numpy(), 2.0)) > 0.03
+    padded = torch.nn.functional.pad(mask, [1, 1] * mask.ndim).numpy()
+    depth = torch.from_numpy(distance_transform_edt(padded))[(slice(1, -1),) * mask.ndim]
+    assert depth[deepest(mask)] == depth.max()
+    assert deepest(torch.zeros(shape, dtype=torch.bool)) is None
+
+
+def test_large_objects_are_clicked_deep_inside_too():
+    mask = torch.zeros(70, 90, 100, dtype=torch.bool)
+    mask[2:69, 4:86, 4:96] = True
+    found = torch.tensor(deepest(mask)).float()
+    assert (found - torch.tensor([35.0, 45, 50])).abs()[0] <= 1  # 34 planes deep, wherever in the middle
+    assert (found[1:] >= 37).all() and found[1] <= 52 and found[2] <= 62

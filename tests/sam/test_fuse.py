@@ -1,0 +1,58 @@
+"""Several answers for one class: each counts where it is strongest; pieces that nobody spoke about are left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.fuse import Answers, fuse
+from nnunet_semisam.sam.objects import Objects
+from nnunet_semisam.types import SamPrediction
+
+MASK = [[1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0]]  # two pieces of class 1 on a line of 6 voxels
+LOGITS = [[4.0, 4.0, -4.0, -4.0, -4.0, -4.0], [-4.0, -4.0, -4.0, 3.0, 3.0, -4.0]]
+
+
+def two_pieces(weights=(0.8, 0.4), head=1) -> Answers:
+    index = torch.zeros(2, dtype=torch.int64)
+    objects = Objects(index, index + head, torch.tensor(MASK).bool())
+    return Answers.judged(objects, SamPrediction(torch.tensor(LOGITS), torch.tensor(weights)))
+
+
+def teacher(extra: bool = False) -> torch.Tensor:
+    hard = torch.tensor(MASK).any(0)
+    hard[5] = extra  # a piece too small to ask about
+    return torch.stack([1 - 0.9 * hard.float(), 0.9 * hard.float()])[None]
+
+
+def test_each_piece_has_the_weight_of_its_own_answer():
+    prob = teacher()
+    pseudo = fuse(prob, prob > 0.5, two_pieces(), OutputSpace(2))
+    inside = torch.tensor([4.0, 3.0]).sigmoid()
+    assert torch.allclose(pseudo.prob[0, 1, [0, 3]], inside)
+    expected = inside * torch.tensor([0.8, 0.4]) + (1 - inside) * 0.6  # the background has the mean
+    assert torch.allclose(pseudo.confidence[0, 0, [0, 3]], expected)
+    assert pseudo.confidence[0, 0, 2].item() == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_piece_without_an_answer_is_not_unlearned():
+    prob = teacher(extra=True)
+    pseudo = fuse(prob, prob > 0.5, two_pieces(), OutputSpace(2))
+    assert pseudo.confidence[0, 0].gt(0).tolist() == [True] * 5 + [False]
+    one = two_pieces().only(torch.tensor([True, False]))  # the answer for the second piece is not believed
+    assert fuse(prob, prob > 0.5, one, OutputSpace(2)).confidence[0, 0].gt(0).tolist() == [True] * 3 + [False] * 3
+
+
+def test_a_piece_that_another_answer_claims_is_heard():
+    prob = teacher(extra=True)
+    answers = two_pieces()
+    answers.logits[1, 5] = 2.0
+    pseudo = fuse(prob, prob > 0.5, answers, OutputSpace(2))
+    assert pseudo.confidence.gt(0).all() and pseudo.prob[0, 1, 5] > 0.5
+
+
+def test_regions_keep_the_teacher_in_pieces_without_an_answer():
+    prob = teacher(extra=True)[:, 1:]
+    pseudo = fuse(prob, prob > 0.5, two_pieces(head=0), OutputSpace(1, has_regions=True))
+    assert pseudo.prob[0, 0, 5] == prob[0, 0, 5] and pseudo.prob[0, 0, 0].item() == pytest.approx(0.982, abs=1e-3)
