@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.checkpoints import load_tensors
 from nnunet_semisam.sam.prompts import MAX_LOGIT, select
 from nnunet_semisam.types import Prompts, SamPrediction
 
@@ -259,13 +260,7 @@ def _read(checkpoint: str | None) -> dict[str, Tensor]:
         )
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"semisam: sam.checkpoint {checkpoint}: no such file; download it or correct the path")
-    try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        raise ValueError(
-            f"semisam: sam.checkpoint {checkpoint} cannot be read ({error.__class__.__name__}); the file is damaged or "
-            "no PyTorch checkpoint: download it again"
-        ) from error
+    weights = load_tensors(checkpoint)
     if not isinstance(weights, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
     ):
