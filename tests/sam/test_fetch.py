@@ -123,10 +123,11 @@ def test_a_complete_part_is_only_checked(bring, server, tmp_path, size):
     assert only(bring("good", size=size)) and len(server.asked) == (0 if size else 1)
 
 
-def test_a_part_that_is_too_long_is_begun_again(bring, tmp_path):
+@pytest.mark.parametrize("manner", ["good", "ranges_unknown"])
+def test_a_part_that_is_too_long_is_begun_again(bring, tmp_path, manner):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "sam.pth.part").write_bytes(CONTENT + b"more")
-    assert only(bring("good"))
+    assert only(bring(manner))
 
 
 def test_without_a_sum_no_part_is_continued(bring, server, tmp_path):
