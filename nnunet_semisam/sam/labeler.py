@@ -8,6 +8,7 @@ a weight: SAM's predicted IoU times its stability score (IoU of the masks at log
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -35,13 +36,40 @@ class SamLabeler:
     Args:
         outputs: what the heads of the network mean.
         max_items: how many objects are decoded at once; the answers of all are kept at patch resolution.
+        trust: one factor from 0 to 1 per segmentation head, multiplied into the weight of its answers; heads with 0 are
+            not prompted. The background's is not looked at. None: 1 everywhere. May be set anew at any time.
+
+    Raises:
+        ValueError: `trust` has another length, or a value out of range.
     """
 
     def __init__(
-        self, backend: SamBackend, config: SamConfig, outputs: OutputSpace, *, max_items: int = MAX_ITEMS
+        self,
+        backend: SamBackend,
+        config: SamConfig,
+        outputs: OutputSpace,
+        *,
+        max_items: int = MAX_ITEMS,
+        trust: Sequence[float] | None = None,
     ) -> None:
         self.backend, self.config, self.outputs, self.max_items = backend, config, outputs, max_items
+        self.trust = trust
         self.stats: dict[str, float] = {}
+
+    @property
+    def trust(self) -> tuple[float, ...]:
+        """How far answers for each head are believed; see the class."""
+        return self._trust
+
+    @trust.setter
+    def trust(self, values: Sequence[float] | None) -> None:
+        trust = (1.0,) * self.outputs.num_heads if values is None else tuple(float(value) for value in values)
+        if len(trust) != self.outputs.num_heads or not all(0 <= value <= 1 for value in trust):
+            raise ValueError(
+                f"semisam: trust is {values!r}; give {self.outputs.num_heads} numbers from 0 to 1, one per "
+                "segmentation head"
+            )
+        self._trust = trust
 
     @torch.no_grad()
     def __call__(self, image: Float[Tensor, "U C *S"], prob: Float[Tensor, "U K *S"], iteration: int) -> PseudoLabel:
@@ -90,18 +118,22 @@ class SamLabeler:
                 f"semisam: sam.backend {self.config.backend!r} serves {served} images, but the configuration's patches "
                 f"are {ndim}D; choose a backend for {ndim}D"
             )
-        objects = self.outputs.harden(prob)[:, list(self.outputs.foreground_heads)] > 0
+        objects = self.outputs.harden(prob)[:, list(self._asked_heads())] > 0
         config = self.config
         return choose_planes(
             objects, axis=config.axis, budget=config.planes, iteration=iteration, min_voxels=config.min_voxels
         )
 
     def _label(self, image: Float[Tensor, "V C *T"], prob: Float[Tensor, "V K *T"]) -> tuple[PseudoLabel, Answers]:
-        prompts = prompts_from_prob(prob, outputs=self.outputs, config=self.config)
+        prompts = prompts_from_prob(prob, outputs=self.outputs, config=self.config, heads=self._asked_heads())
         hard = self.outputs.harden(prob) > 0
         answers = self._ask(image, prompts, hard)
+        answers = answers._replace(weight=answers.weight * answers.weight.new_tensor(self.trust)[answers.head])
         kept = answers.only(answers.agreement >= self.config.min_agreement)
         return fuse(prob, hard, kept, self.outputs), answers
+
+    def _asked_heads(self) -> tuple[int, ...]:
+        return tuple(head for head in self.outputs.foreground_heads if self.trust[head] > 0)
 
     def _ask(self, image: Float[Tensor, "V C *T"], prompts: Prompts, hard: Bool[Tensor, "V K *T"]) -> Answers:
         """Every image with items is encoded once; all items are decoded together, `max_items` at a time."""

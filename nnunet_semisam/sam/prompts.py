@@ -7,6 +7,7 @@ prediction is within reach, so no label of an unlabeled image can leak into a pr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -21,7 +22,9 @@ MAX_LOGIT = 7.0  # mask prompts are clamped to +-7, about the certainty 0.999
 BOX_MARGIN = (2.0, 0.05)  # a box is grown on each side by 2 voxels or 5 % of its side, whichever is more
 
 
-def prompts_from_prob(prob: Float[Tensor, "U K *S"], *, outputs: OutputSpace, config: SamConfig) -> Prompts:
+def prompts_from_prob(
+    prob: Float[Tensor, "U K *S"], *, outputs: OutputSpace, config: SamConfig, heads: Sequence[int] | None = None
+) -> Prompts:
     """One item for each foreground head with at least `config.min_voxels` hard voxels in an image, by image, then head.
 
     Kinds that `config.prompts` does not name stay empty. N is the same for all items: where fewer places qualify,
@@ -30,13 +33,16 @@ def prompts_from_prob(prob: Float[Tensor, "U K *S"], *, outputs: OutputSpace, co
     Args:
         prob: the teacher's probabilities: softmax with background in head 0, or sigmoid regions.
         outputs: which of the two; its hard masks are what is prompted.
+        heads: foreground heads that are prompted; None = all.
     """
     prob = prob.detach().float()
     hard = outputs.harden(prob) > 0
-    heads = torch.tensor(outputs.foreground_heads, device=prob.device, dtype=torch.int64)
-    present = hard[:, heads].flatten(2).sum(-1) >= config.min_voxels
+    asked = torch.tensor(
+        outputs.foreground_heads if heads is None else tuple(heads), device=prob.device, dtype=torch.int64
+    )
+    present = hard[:, asked].flatten(2).sum(-1) >= config.min_voxels
     image, which = present.nonzero(as_tuple=True)
-    head = heads[which]
+    head = asked[which]
     masks = hard[image, head]  # (P, *S)
     tight = tight_boxes(masks)
     coords, labels = _clicks(

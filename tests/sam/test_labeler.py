@@ -12,9 +12,9 @@ from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.types import Prompts, SamPrediction
 
 
-def labeler(kit, *, ndims=(2, 3), outputs=None, max_items=32, **settings) -> SamLabeler:
+def labeler(kit, *, ndims=(2, 3), outputs=None, max_items=32, trust=None, **settings) -> SamLabeler:
     backend = kit.stub(ndims=ndims)
-    return SamLabeler(backend, SamConfig(**settings), outputs or OutputSpace(3), max_items=max_items)
+    return SamLabeler(backend, SamConfig(**settings), outputs or OutputSpace(3), max_items=max_items, trust=trust)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -183,3 +183,31 @@ def test_labels_of_the_same_input_are_the_same(kit):
     label, state = labeler(kit, ndims=(2,)), torch.get_rng_state()
     first, second = (label(scene.image, scene.prob, 5) for _ in range(2))
     assert torch.equal(first.prob, second.prob) and torch.equal(state, torch.get_rng_state())
+
+
+def test_trust_is_a_factor_of_the_weight_of_each_head(kit):
+    scene = kit.scene(2)
+    full, half = labeler(kit)(scene.image, scene.prob, 0), labeler(kit, trust=[1, 0.5, 1])(scene.image, scene.prob, 0)
+    assert torch.equal(full.prob, half.prob)
+    first, second = ((full.prob[:, head] > 0.95)[:, None] for head in (1, 2))
+    ratio = half.confidence / full.confidence
+    assert first.any() and torch.allclose(ratio[first], torch.tensor(0.5), atol=0.05)
+    assert second.any() and torch.allclose(ratio[second], torch.tensor(1.0), atol=0.05)
+
+
+@pytest.mark.parametrize("ndims", [(2, 3), (2,)])
+def test_heads_without_trust_are_not_prompted_and_cost_nothing(kit, ndims):
+    scene = kit.scene(3)
+    none = labeler(kit, ndims=ndims, trust=[1, 0, 0])
+    assert none(scene.image, scene.prob, 0).confidence.sum() == 0
+    assert none.backend.calls == none.backend.embedded == 0 and none.stats["items"] == 0
+    one = labeler(kit, ndims=ndims, trust=[0, 0, 1])
+    pseudo = one(scene.image, scene.prob, 0)
+    assert one.stats["items"] == one.backend.embedded > 0 and pseudo.confidence.max() > 0.1  # one item per image
+    assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 1].max() == 0  # nothing said about the other class
+
+
+@pytest.mark.parametrize("trust", [[1, 1], [1, 1, 1, 1], [1, -0.1, 1], [1, 1.5, 1], [1, float("nan"), 1]])
+def test_trust_out_of_order_is_refused(kit, trust):
+    with pytest.raises(ValueError, match="trust is .* give 3 numbers from 0 to 1"):
+        labeler(kit, trust=trust)
