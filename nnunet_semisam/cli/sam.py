@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnunet_semisam.cli import probe
+
 if TYPE_CHECKING:
     from nnunet_semisam.sam.registry import Checkpoint
 
@@ -107,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "list":
             return list_checkpoints()
+        if args.command == "probe":
+            return probe.probe(args)
         return fetch_checkpoint(args.name, args.url, args.sha256)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
@@ -118,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_semisam_sam",
-        description="Checkpoints of generalists (SAM and its relatives): what is known, and downloads with a check.",
+        description="Generalists (SAM and its relatives): known checkpoints, downloads with a check, and a test on the "
+        "labeled cases of a data set.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="known checkpoints: who loads them, licence, size, sha256, where they belong")
@@ -126,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", metavar="NAME", help="as in the list")
     fetch.add_argument("--url", help="another address of the same file, e.g. a mirror of your own")
     fetch.add_argument("--sha256", type=_sum, help="what to check instead of the known sum")
+    description = "Asks a generalist about the labeled training cases of a fold: how good are its answers, by class?"
+    probe.add_arguments(
+        commands.add_parser("probe", help="how good is it at the classes of a data set", description=description)
+    )
     return parser
 
 

@@ -114,6 +114,7 @@ def test_check_respects_allow_unlabeled_val(ready, capsys):
         ({"backend": "segment_anything"}, "ships no weights"),
         ({"backend_args": {"round": 2}}, "unknown key 'round' in sam.backend_args"),
         ({"backend_args": {"rounds": 0}}, "rounds = 0"),
+        ({"trust": {"heart": 0}}, "unknown class 'heart' in sam.trust; known are thing"),
     ],
 )
 def test_check_builds_the_backend(ready, capsys, tmp_path, sam, told):
