@@ -86,7 +86,7 @@ def fetch_checkpoint(name: str, url: str | None = None, sha256: str | None = Non
         found = fetch(Download(address, target, size, expected))
     except FetchError as error:
         raise FetchError(
-            f"{error}\nTo bring it by hand, put this file\n  from: {address or known.page}\n"
+            f"{error}\nTo bring it by hand, put this file\n  from: {known.url or address or known.page}\n"
             f"  size: {UNKNOWN if size is None else f'{size} bytes'}\n  sha256: {expected or UNKNOWN}\n  to: {target}"
         ) from error
     print(f"{target}: {_vouched(found, expected)}")
