@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 
 START_UP_LINE = "nnunet_semisam.pth"
-COMMANDS = ["preprocess", "check", "plan", "demo"]
+COMMANDS = ["preprocess", "check", "plan", "sam", "demo"]
 
 
 class BuildWithStartUpLine(build_py):

@@ -57,6 +57,7 @@ class SamConfig:
     planes: int = 8  # budget of planes per patch
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
     min_agreement: float = 0.3  # Dice between prompt and answer below which the answer is not used
+    trust: str | dict[str, float] | None = "auto"  # factor per class; "auto" = tested at the start; None = all
 
     def __post_init__(self) -> None:
         _instance("backend", self.backend, str, "a string")
@@ -81,6 +82,15 @@ class SamConfig:
             raise Refused(
                 "min_stability", f"is {self.min_stability!r}, but sam.jitters is 0; set sam.jitters to 2 or more"
             )
+        self._check_trust()
+
+    def _check_trust(self) -> None:
+        if self.trust is None or self.trust == "auto":
+            return
+        if not isinstance(self.trust, Mapping):
+            raise Refused("trust", f'is {self.trust!r}; it must be "auto", null, or like {{"liver": 1, "tumor": 0}}')
+        for name, value in self.trust.items():
+            _number(f"trust.{name}", value, 0, 1)
 
     def _check_prompts(self) -> None:
         for number, kind in enumerate(self.prompts):

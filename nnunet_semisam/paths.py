@@ -34,5 +34,6 @@ def find_checkpoint(name: str) -> Path:
     looked = f"as {path}" if given.is_absolute() else f"in {path.parent} ({origin})"
     raise FileNotFoundError(
         f"semisam: sam.checkpoint is {name!r}, looked for {looked}: no such file. Put the file there, "
-        f"point {VARIABLE} at the folder that holds it, or give an absolute path"
+        f"point {VARIABLE} at the folder that holds it, or give an absolute path; "
+        "nnUNetv2_semisam_sam lists and fetches published files"
     )

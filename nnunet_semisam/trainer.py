@@ -38,6 +38,7 @@ from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
+from nnunet_semisam.trust import settle_trust
 from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class SemiSAM(Base):
         self.semisam.require_terms((*self.method.term_names, "sam"))
         self.sam_assisted: SamAssisted | None = None
         self.teacher: EmaTeacher | None = None
+        self.trust: dict[str, float] | None = None
         self.dataloader_unlabeled: Any = None
         self.curves = Curves()
         self.iteration = 0
@@ -102,6 +104,9 @@ class SemiSAM(Base):
             if resumed is not None and resumed["teacher"] is not None:
                 self.teacher.load_state_dict(resumed["teacher"])
         super().on_train_start()
+        if self.sam_assisted is not None:
+            self.trust = settle_trust(self, self.sam_assisted.labeler, (resumed or {}).get("trust"))
+            self.sam_assisted = self.sam_assisted if any(self.trust.values()) else None
         if resumed is not None and self.local_rank == 0:
             restore_random_state(resumed["random_state"])
         elif resumed is not None:  # the file has the generators of rank 0; the others must not draw the same
@@ -258,6 +263,7 @@ class SemiSAM(Base):
             "iteration": self.iteration,
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
             "configuration": self.semisam.as_dict(),
+            "trust": self.trust,
             "curves": self.curves.state_dict(),
             "random_state": random_state(),
         }

@@ -11,7 +11,7 @@ NAME = "Dataset998_Toy"
 LABELED, UNLABELED, VAL = ("l0", "l1"), ("u0", "u1", "u2"), ("v0",)
 LABELS = {"background": 0, "ball": 1, "shell": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "ball": 1}
-SAM_SECTION = {"min_voxels": 1, "min_agreement": 0.0}
+SAM_SECTION = {"min_voxels": 1, "min_agreement": 0.0, "trust": None}
 
 
 def plans(patch_size):

@@ -74,7 +74,7 @@ def check_setup(
     report = Report([f"data set: {planned.name}, plans: {plans_name}"])
     images = _check_images(planned, report)
     for name, manager in chosen.items():
-        config = _check_section(name, manager.configuration.get("semisam", {}), report)
+        config = _check_section(name, manager.configuration.get("semisam", {}), report, classes=_classes(planned))
         folder = planned.folder / manager.data_identifier
         if configurations is None and not folder.is_dir():
             report.facts.append(f"{name}: not preprocessed, splits not checked")
@@ -132,19 +132,28 @@ def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
     return list(cases)
 
 
-def _check_section(name: str, section: dict, report: Report) -> SemiSAMConfig | None:
+def _classes(planned: PlannedDataset) -> list[str]:
+    from nnunet_semisam.data.labeled import head_names
+
+    labels = planned.plans_manager.get_label_manager(planned.dataset_json)
+    return head_names(labels)[0 if labels.has_regions else 1 :]
+
+
+def _check_section(name: str, section: dict, report: Report, *, classes: list[str]) -> SemiSAMConfig | None:
     """The configuration that the section makes, if it is right; SAM is built on the CPU where training would ask it."""
     import torch
 
     from nnunet_semisam.cli.plan import check_section
     from nnunet_semisam.config import SemiSAMConfig
     from nnunet_semisam.sam import build_backend
+    from nnunet_semisam.trust import configured_trust
 
     known = len(report.problems)
     config = report.attempt(SemiSAMConfig().with_section, section)
     if config is not None and section:
         report.attempt(check_section, section)
         if "sam" in config.active_terms():
+            report.attempt(configured_trust, config.sam, classes)
             report.attempt(build_backend, config.sam, torch.device("cpu"))
     for index in range(known, len(report.problems)):
         report.problems[index] = f"configuration {name}: {report.problems[index]}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,17 @@ def load_labeled_cases(folder: str | Path, cases: Sequence[str], label_manager: 
     return [_labeled_case(case, image, label, label_manager) for case, (image, label, *_) in read]
 
 
-def _labeled_case(name: str, image: np.ndarray, label: np.ndarray, label_manager: LabelManager) -> LabeledCase:
+def head_names(label_manager: LabelManager) -> list[str]:
+    """Name of each segmentation head in `dataset.json`, in the order of the network's outputs."""
+    values = {name: np.unique(value).tolist() for name, value in label_manager.label_dict.items() if name != "ignore"}
+    if label_manager.has_regions:
+        return [name for name, value in values.items() if value != [0]]
+    by_label = {value[0]: name for name, value in values.items()}
+    return [by_label[label] for label in label_manager.all_labels]
+
+
+def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager) -> LabeledCase:
+    """`image` and `label` are arrays, or blosc2 files that are read when they are indexed."""
     label = np.asarray(label[:])[0]
     heads: Sequence = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
     truth = np.stack([np.isin(label, head) for head in heads])

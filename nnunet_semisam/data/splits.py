@@ -50,6 +50,23 @@ def read_split(
     return split
 
 
+def training_cases(splits_file: str | Path, fold: int | str, *, known: Collection[str]) -> tuple[str, ...]:
+    """The cases whose labels the training of `fold` sees, and no others.
+
+    Raises:
+        ValueError: as `read_split`; or the fold is not in the file, so that nnU-Net has not chosen its cases yet.
+    """
+    split = read_split(splits_file, fold, known=known, allow_unlabeled_val=True)
+    if fold == "all":
+        return tuple(sorted(known))
+    if not split.labeled:
+        raise ValueError(
+            f'fold {fold} has no "train" cases in {splits_file}: write them there, or start nnUNetv2_train once, '
+            "which writes the file; -f all takes every labeled case."
+        )
+    return split.labeled
+
+
 def split_problems(
     split: Split, splits_file: str | Path, fold: int | str, *, known: Collection[str], allow_unlabeled_val: bool = False
 ) -> list[str]:

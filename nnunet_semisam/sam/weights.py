@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from nnunet_semisam.sam.checkpoints import load_tensors
 
 
 def read_weights(checkpoint: str | None, *, backend: str, example: str, key: str | None = None) -> dict[str, Tensor]:
@@ -26,13 +26,7 @@ def read_weights(checkpoint: str | None, *, backend: str, example: str, key: str
         )
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"semisam: sam.checkpoint {checkpoint}: no such file; download it or correct the path")
-    try:
-        content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        raise ValueError(
-            f"semisam: sam.checkpoint {checkpoint} cannot be read ({error.__class__.__name__}); the file is damaged or "
-            f"no checkpoint of tensors only: download it again, it should be like {example}"
-        ) from error
+    content = load_tensors(checkpoint)
     if key is not None and isinstance(content, Mapping) and key in content:
         content = content[key]
     if not isinstance(content, Mapping) or not all(

@@ -1,0 +1,117 @@
+"""Which classes SAM is trusted with: as configured, or as a short test on the labeled cases of the fold tells.
+
+The test never opens a case of the fold's `val` or `unlabeled` list and draws nothing from the global random generators.
+Its verdict is kept in the checkpoint, so that a resumed run goes on with the same one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.data.labeled import head_names, load_labeled_cases
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_for
+from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
+
+FILE = "semisam_trust.json"
+DICE = 0.75  # of the test's prompts: about a teacher that SAM can still help
+PATCHES = 24  # at most, over all classes; one per class where there are more
+PATCHES_PER_CLASS = 12
+
+
+def settle_trust(
+    trainer: nnUNetTrainer, labeler: SamLabeler, resumed: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Sets the labeler's trust and returns it by class; also printed and written beside `semisam.json`.
+
+    Args:
+        resumed: what the checkpoint has, taken instead of a test.
+
+    Raises:
+        ValueError: the configuration names a class that does not exist.
+    """
+    names, config = head_names(trainer.label_manager), labeler.config
+    rows: list[Row] = []
+    foreground = [names[head] for head in labeler.outputs.foreground_heads]
+    if config.trust != "auto":
+        trust = configured_trust(config, foreground)
+    elif resumed is not None:
+        trust = {name: float(resumed.get(name, 1.0)) for name in foreground}
+    else:
+        rows = _on_first_rank(trainer, labeler, names)
+        trust = {name: 1.0 for name in foreground} | {row.name: float(row.helps) for row in rows}
+    labeler.trust = [trust.get(name, 1.0) for name in names]
+    _tell(trainer, trust, rows)
+    return trust
+
+
+def configured_trust(config: SamConfig, names: Sequence[str]) -> dict[str, float]:
+    """The trust that the configuration gives each foreground class; 1 for those that it does not name.
+
+    Raises:
+        ValueError: it names an unknown class; the message lists the known ones.
+    """
+    given = config.trust if isinstance(config.trust, Mapping) else {}
+    for name in given:
+        if name not in names:
+            raise ValueError(f"semisam: unknown class {name!r} in sam.trust; known are {', '.join(names)}")
+    return {name: float(given.get(name, 1.0)) for name in names}
+
+
+def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[str], names: Sequence[str]) -> list[Row]:
+    """One row for each foreground class that the cases show, from prompts of Dice `DICE`."""
+    folder = str(trainer.preprocessed_dataset_folder)
+    labeled = load_labeled_cases(folder, cases, trainer.label_manager)
+    outputs: OutputSpace = labeler.outputs
+    heads = outputs.foreground_heads
+    count = min(PATCHES_PER_CLASS, max(1, PATCHES // len(heads)))
+    prober = Prober(labeler.backend, labeler.config, outputs, trainer.device)
+    rows = []
+    for head in heads:
+        patches = patches_for(labeled, head, patch_size=trainer.configuration_manager.patch_size, count=count)
+        asked = [
+            prober.ask(patch, corrupted_prob(patch, head, outputs, wanted=DICE, number=number), head, iteration=number)
+            for number, patch in enumerate(patches)
+        ]
+        if trials := [answer.trial for answer in asked if answer is not None]:
+            rows.append(summarize(trials, name=names[head], source="corrupted", kinds=labeler.config.prompts))
+    return rows
+
+
+def _on_first_rank(trainer: nnUNetTrainer, labeler: SamLabeler, names: Sequence[str]) -> list[Row]:
+    """The test, made by rank 0 and told to the others: they must not disagree by a rounding error."""
+    found: list[Any] = [None]
+    try:
+        if trainer.local_rank == 0:
+            found[0] = probe_classes(labeler, trainer, trainer.do_split()[0], names)
+    finally:
+        if trainer.is_ddp:
+            dist.broadcast_object_list(found, src=0)
+    if found[0] is None:
+        raise RuntimeError("semisam: the test of SAM on the labeled cases failed on rank 0")
+    return found[0]
+
+
+def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row]) -> None:
+    def say(*lines: str) -> None:
+        trainer.print_to_log_file("\n".join(lines), add_timestamp=False)
+
+    if rows:
+        say("semisam: SAM, tested on labeled training cases:", markdown(rows), *map(sentence, rows))
+    if untested := [name for name in trust if rows and name not in {row.name for row in rows}]:
+        say(f"semisam: no labeled training case shows {', '.join(untested)}; SAM is trusted with it untested")
+    say(f"semisam: trust in SAM by class: {dict(trust)}\n")
+    if not any(trust.values()):
+        say("WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway\n")
+    if trainer.local_rank == 0:
+        content = {"trust": dict(trust), "test": [asdict(row) | {"gain": row.gain} for row in rows]}
+        save_json(content, os.path.join(trainer.output_folder, FILE), sort_keys=False)

@@ -1,0 +1,181 @@
+"""Judging a generalist: prompts of a wanted quality, the Dice of its answers where it was asked, and the verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.probe import Prober, Trial, corrupted_prob, patches_for, teacher_like, truth_prob
+from nnunet_semisam.sam.verdict import markdown, sentence, summarize
+from nnunet_semisam.types import LabeledCase, SamPrediction
+
+CPU = torch.device("cpu")
+LABELS, REGIONS = OutputSpace(3), OutputSpace(2, has_regions=True)
+
+
+class Oracle(SamBackend):
+    """Knows the truth, which it is shown as the image: answers with the image where it is near `value`."""
+
+    ndims = (2, 3)
+
+    def __init__(self, ndims=(2, 3), wrong=()):
+        self.ndims, self.wrong, self.planes = ndims, wrong, 0
+
+    def embed(self, image):
+        self.planes += len(image)
+        return image[:, 0]
+
+    def decode(self, embedding, prompts):
+        rows = zip(prompts.image.tolist(), prompts.head.tolist(), strict=True)
+        masks = [embedding[i] * 0 - 1 if head in self.wrong else (embedding[i] == head) * 10.0 - 5 for i, head in rows]
+        return SamPrediction(torch.stack(masks), torch.linspace(0.5, 0.9, len(masks)))
+
+    def to(self, device):
+        return self
+
+
+def balls(shape=(20, 24, 28), name="a") -> LabeledCase:
+    """Two balls that touch; the image is the label."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(float(s)) for s in shape], indexing="ij"), dim=-1)
+    size = torch.tensor([float(s) for s in shape])
+    label = torch.zeros(shape, dtype=torch.int64)
+    for head, share in ((1, 0.35), (2, 0.65)):
+        label[((grid - share * size) / (0.2 * size)).square().sum(-1) < 1] = head
+    truth = torch.stack([label == head for head in range(3)])
+    return LabeledCase(name, label[None].float(), truth, torch.ones(shape, dtype=torch.bool))
+
+
+def dice(first, second):
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+def ask(backend, prob, head, *, case=None, iteration=0, outputs=LABELS, **settings):
+    return Prober(backend, SamConfig(**settings), outputs, CPU).ask(case or balls(), prob, head, iteration=iteration)
+
+
+@pytest.mark.parametrize("outputs", [LABELS, REGIONS], ids=["labels", "regions"])
+def test_the_hard_masks_of_a_made_up_teacher_are_the_given_ones(outputs):
+    truth = balls().truth if outputs is LABELS else torch.stack([balls().truth[1:].any(0), balls().truth[2]])
+    prob = teacher_like(truth, outputs.foreground_heads[0], outputs)
+    assert torch.equal(outputs.harden(prob[None])[0] > 0, truth)
+    assert prob.min() > 0 and prob.max() < 1 and len(prob.unique()) > 10
+    if outputs is LABELS:
+        assert torch.allclose(prob.sum(0), torch.ones(()))
+
+
+def test_of_overlapping_labels_the_asked_one_is_on_top():
+    masks = balls().truth.clone()
+    masks[1] |= masks[2]
+    hard = LABELS.harden(teacher_like(masks, 1, LABELS)[None])[0] > 0
+    assert torch.equal(hard[1], masks[1]) and not hard[2].any()
+    hard = LABELS.harden(teacher_like(masks, 2, LABELS)[None])[0] > 0
+    assert torch.equal(hard[2], masks[2]) and torch.equal(hard[1], masks[1] & ~masks[2])
+
+
+@pytest.mark.parametrize("head", [1, 2])
+@pytest.mark.parametrize("wanted", [0.75, 0.9])
+def test_corrupted_prompts_have_the_wanted_dice_and_touch_no_global_generator(head, wanted):
+    case, state = balls(), torch.get_rng_state()
+    probs = [corrupted_prob(case, head, LABELS, wanted=wanted, number=number) for number in (0, 0, 1)]
+    reached = [dice(LABELS.harden(prob[None])[0, head] > 0, case.truth[head]) for prob in probs]
+    assert reached == pytest.approx([wanted] * 3, abs=0.06)
+    assert torch.equal(probs[0], probs[1]) and not torch.equal(probs[0], probs[2])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("head", [1, 2])
+def test_a_generalist_that_knows_the_truth_gets_1(head):
+    asked = ask(Oracle(), corrupted_prob(balls(), head, LABELS, wanted=0.7, number=0), head)
+    assert asked.trial.answer == 1 and asked.trial.prompt == pytest.approx(0.7, abs=0.06)
+    assert torch.equal(asked.answer, balls().truth[head]) and asked.voxels.float().mean() > 0.99
+    assert asked.trial.quality == pytest.approx(0.5) and asked.trial.objects == 1
+
+
+def test_an_empty_answer_gets_0_and_is_not_taken_for_the_prompt():
+    asked = ask(Oracle(wrong=(1,)), truth_prob(balls(), 1, LABELS), 1, min_agreement=0.9)
+    assert asked.trial.answer == 0 and asked.trial.prompt == 1 and not asked.answer.any()
+
+
+def test_only_the_class_in_question_is_prompted():
+    seen = []
+    backend = Oracle()
+    decode = backend.decode
+    backend.decode = lambda embedding, prompts: seen.extend(prompts.head.tolist()) or decode(embedding, prompts)
+    ask(backend, truth_prob(balls(), 2, LABELS), 2)
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("iteration", [0, 1, 2])
+def test_a_2d_generalist_is_judged_on_the_planes_that_it_was_asked_about(iteration):
+    backend, case = Oracle(ndims=(2,)), balls()
+    asked = ask(backend, corrupted_prob(case, 1, LABELS, wanted=0.7, number=0), 1, iteration=iteration, planes=3)
+    planes = asked.voxels.movedim(iteration, 0).flatten(1).float().mean(1)
+    assert backend.planes == 3 == int((planes > 0.9).sum()) and int((planes > 0).sum()) == 3
+    assert asked.trial.answer == 1 and asked.trial.objects == 3
+    empty = ask(Oracle(ndims=(2,), wrong=(1,)), truth_prob(case, 1, LABELS), 1, iteration=iteration, planes=3)
+    assert empty.trial.answer == 0 and empty.trial.prompt == 1
+
+
+def test_ignored_voxels_do_not_count():
+    case = balls()
+    case.valid[:, :, :14] = False
+    seen = replace(case, truth=case.truth & case.valid)
+    right = seen.image.clone()
+    right[~case.valid[None]] = 1.0  # the answer is wrong wherever nobody can know
+    asked = ask(Oracle(), truth_prob(balls(), 1, LABELS), 1, case=replace(seen, image=right))
+    assert asked.trial.answer == 1 and not asked.answer[~case.valid].any()
+
+
+def test_too_small_a_mask_is_no_trial():
+    case = balls()
+    assert ask(Oracle(), truth_prob(case, 1, LABELS), 1, min_voxels=10**6) is None
+
+
+def test_regions():
+    case = balls()
+    case = replace(case, truth=torch.stack([case.truth[1:].any(0), case.truth[2]]), image=case.image - 1)
+    prob = corrupted_prob(case, 1, REGIONS, wanted=0.7, number=0)
+    asked = ask(Oracle(), prob, 1, case=case, outputs=REGIONS)
+    assert asked.trial.answer == 1 and asked.trial.prompt == pytest.approx(0.7, abs=0.06)
+
+
+def test_patches_take_the_cases_in_turn_and_are_the_same_every_time():
+    cases = [balls(name="a"), balls(name="b")]
+    empty = replace(balls(name="c"), truth=torch.zeros_like(balls().truth))
+    state = torch.get_rng_state()
+    first, second = (patches_for([*cases, empty], 2, patch_size=(8, 8, 8), count=5) for _ in range(2))
+    assert [patch.name for patch in first] == ["a", "b", "a", "b", "a"]
+    assert all(torch.equal(one.image, two.image) and one.truth[2].any() for one, two in zip(first, second, strict=True))
+    assert patches_for([empty], 2, patch_size=(8, 8, 8), count=5) == []
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def trial(prompt, answer, quality=0.5):
+    return Trial("a", 1, 2, prompt, answer, quality, 0.25)
+
+
+def test_a_row_says_what_the_trials_say():
+    row = summarize(
+        [trial(0.7, 0.8, 0.9), trial(0.8, 0.7, 0.1), trial(0.6, 0.9, 0.95)],
+        name="x",
+        source="corrupted",
+        kinds=["mask"],
+    )
+    assert (row.prompt, row.answer, row.gain) == pytest.approx((0.7, 0.8, 0.1))
+    assert row.better == pytest.approx(2 / 3) and row.rank == pytest.approx(1.0) and row.helps
+    assert row.error == pytest.approx(torch.tensor([0.1, -0.1, 0.3]).std().item() / math.sqrt(3))
+    assert (row.patches, row.objects, row.milliseconds) == (3, 6, 250)
+    assert "| x | corrupted | mask | 3 | 6 | 0.700 | 0.800 | +0.100 | 67% | 1.00 | 250 |" in markdown([row])
+    assert sentence(row).startswith("x: trust it. Prompts of Dice 0.700 (corrupted) get answers of 0.800 (+0.100 ±")
+
+
+def test_answers_worse_than_their_prompts_are_not_trusted():
+    row = summarize([trial(0.75, 0.74), trial(0.75, 0.75)], name="x", source="corrupted", kinds=["mask"])
+    assert not row.helps and "do not trust it" in sentence(row) and math.isnan(row.rank)
+    assert "| – |" in markdown([row])

@@ -1,0 +1,196 @@
+"""Trust in SAM by class: tested on the labeled training cases, kept over a resume, blind to all other labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from stub_sam import StubSam
+from test_checkpoint import Killed, killed_after_first_epoch
+from test_train_step import toy, trained  # noqa: F401 (a fixture)
+from toy_trainer import LABELED, NAME, REGIONS, UNLABELED, VAL, build, locations, save_case, short, weights
+
+from nnunet_semisam import trust as module
+from nnunet_semisam.checkpoint import KEY
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.data.labeled import head_names
+from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+from nnunet_semisam.types import SamPrediction
+
+
+@pytest.fixture(autouse=True)
+def few_patches(monkeypatch):
+    monkeypatch.setattr(module, "PATCHES_PER_CLASS", 2)
+
+
+class OneClassSam(StubSam):
+    """Gives back the mask prompt of class 2; says nothing about class 1."""
+
+    def decode(self, embedding, prompts):
+        self.calls += 1
+        known = (prompts.head == 2).float().view(-1, *[1] * (embedding.ndim - 2))
+        return SamPrediction(prompts.mask_logits * known - 3 * (1 - known), torch.full((len(prompts),), 0.9))
+
+
+def section(trust="auto", **more):
+    return short(sam={"min_voxels": 1, "min_agreement": 0.0, "trust": trust}, **more)
+
+
+def use(monkeypatch, sam):
+    monkeypatch.setattr("nnunet_semisam.trainer.build_backend", lambda config, device, spacing: sam)
+    return sam
+
+
+def log_of(trainer):
+    with open(trainer.log_file) as file:
+        return file.read()
+
+
+def saved(trainer):
+    with open(f"{trainer.output_folder}/semisam_trust.json") as file:
+        return json.load(file)
+
+
+def test_what_gets_worse_by_sam_is_not_trusted_and_not_prompted(toy, monkeypatch):  # noqa: F811
+    sam, heads = use(monkeypatch, OneClassSam()), []
+    decode = sam.decode
+    trainer = build(nnUNetTrainerSemiSAM, section())
+    settle = module.settle_trust
+
+    def settled(*args):
+        found = settle(*args)
+        sam.decode = lambda embedding, prompts: heads.extend(prompts.head.tolist()) or decode(embedding, prompts)
+        return found
+
+    monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", settled)
+    trainer.run_training()
+    assert trainer.trust == {"ball": 0.0, "shell": 1.0} == saved(trainer)["trust"]
+    assert set(heads) <= {2}
+    test = saved(trainer)["test"]
+    assert [row["name"] for row in test] == ["ball", "shell"] and test[0]["answer"] == 0 and test[1]["gain"] >= 0
+    assert "| ball | corrupted |" in log_of(trainer) and "ball: do not trust it" in log_of(trainer)
+
+
+def test_without_any_trust_sam_is_not_asked_and_a_warning_says_so(toy, monkeypatch):  # noqa: F811
+    for trust in ("auto", {"ball": 0, "shell": 0}):
+        sam = use(monkeypatch, OneClassSam())
+        sam.decode = lambda embedding, prompts: SamPrediction(-prompts.mask_logits, torch.ones(len(prompts)))
+        trainer = build(nnUNetTrainerSemiSAM, section(trust))
+        asked = []
+        settle = module.settle_trust
+
+        def settled(*args, settle=settle, sam=sam, asked=asked):
+            found = settle(*args)
+            sam.embed = sam.decode = lambda *given: asked.append(given)
+            return found
+
+        monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", settled)
+        trainer.run_training()
+        monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", settle)
+        assert trainer.trust == {"ball": 0, "shell": 0} and asked == []
+        assert "WARNING: semisam: SAM is trusted with no class" in log_of(trainer)
+        assert "loss/sam" not in trainer.curves.epochs and "loss/consistency" in trainer.curves.epochs
+
+
+def test_the_work_is_bounded(toy, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(module, "PATCHES_PER_CLASS", 100)
+    monkeypatch.setattr(module, "PATCHES", 6)
+    trainer = build(nnUNetTrainerSemiSAM, section())
+    trainer.initialize()
+    trainer.on_train_start()
+    assert sum(row["patches"] for row in saved(trainer)["test"]) == toy.calls == 6
+
+
+def test_a_test_draws_nothing_from_the_global_generators(toy, monkeypatch):  # noqa: F811
+    """The same trust, given or found, makes the same student."""
+    use(monkeypatch, OneClassSam())
+    found = trained(section=section())
+    given = trained(section=section({"ball": 0}))
+    assert found.trust == given.trust == {"ball": 0.0, "shell": 1.0}
+    assert torch.equal(weights(found), weights(given))
+    assert not torch.equal(weights(found), weights(trained(section=section(None))))
+
+
+def test_a_resumed_run_keeps_the_verdict_without_another_test(toy, monkeypatch):  # noqa: F811
+    use(monkeypatch, OneClassSam())
+    whole = trained(section=section(num_epochs=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
+        killed = build(nnUNetTrainerSemiSAM, section(num_epochs=2))
+        killed.save_every = 1
+        with pytest.raises(Killed):
+            killed.run_training()
+    monkeypatch.setattr(module, "probe_classes", None)  # must not be called
+    resumed = build(nnUNetTrainerSemiSAM, section(num_epochs=2), continue_training=True)
+    resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")
+    resumed.run_training()
+    assert resumed.trust == whole.trust == {"ball": 0.0, "shell": 1.0}
+    assert torch.equal(weights(whole), weights(resumed))
+    state = torch.load(f"{resumed.output_folder}/checkpoint_final.pth", weights_only=False)[KEY]
+    assert state["trust"] == resumed.trust
+
+
+def test_only_labels_of_training_cases_matter(toy, monkeypatch, tmp_path):  # noqa: F811
+    sam = use(monkeypatch, StubSam())
+    folder = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_toy"
+
+    def tested():
+        trainer = build(nnUNetTrainerSemiSAM, section())
+        trainer.initialize()
+        trainer.on_train_start()
+        rows = [{k: v for k, v in row.items() if k != "milliseconds"} for row in saved(trainer)["test"]]
+        return trainer.trust, rows
+
+    def poison(names):
+        random = np.random.RandomState(0)
+        for name in names:
+            image, seg, _, _ = nnUNetDatasetBlosc2(str(folder), [name]).load_case(name)
+            image, noise = image[:], random.randint(0, 3, seg.shape).astype(np.int8)
+            for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+                (folder / f"{name}{ending}").unlink()
+            save_case(image, noise, {"class_locations": locations(noise)}, str(folder / name))
+
+    clean = tested()
+    poison((*UNLABELED, *VAL))
+    assert tested() == clean and sam.calls
+    poison(LABELED)
+    assert tested() != clean
+
+
+def test_no_label_file_of_another_case_is_opened(toy, monkeypatch):  # noqa: F811
+    opened = []
+    load = module.load_labeled_cases
+    monkeypatch.setattr(module, "load_labeled_cases", lambda f, cases, m: opened.extend(cases) or load(f, cases, m))
+    trainer = build(nnUNetTrainerSemiSAM, section())
+    trainer.initialize()
+    trainer.on_train_start()
+    assert tuple(opened) == LABELED
+
+
+@pytest.mark.parametrize("labels", [None, REGIONS], ids=["labels", "regions"])
+def test_trust_may_be_given_by_class(toy, labels):  # noqa: F811
+    trainer = trained(section=section({"ball": 0.5}), labels=labels)
+    other = "shell" if labels is None else "whole"
+    assert trainer.trust == {"ball": 0.5, other: 1.0}
+    heads = {None: (1.0, 0.5, 1.0)}.get(labels if labels is None else 0, (1.0, 0.5))
+    assert trainer.sam_assisted.labeler.trust == heads and saved(trainer)["test"] == []
+
+
+def test_an_unknown_class_is_told_the_known_ones(toy):  # noqa: F811
+    with pytest.raises(ValueError, match="unknown class 'heart' in sam.trust; known are ball, shell"):
+        trained(section=section({"heart": 1}))
+
+
+@pytest.mark.parametrize("value", ["none", 1, [1, 0], {"ball": 2}, {"ball": None}, True])
+def test_other_values_are_refused(value):
+    with pytest.raises(ValueError, match="trust"):
+        SamConfig(trust=value)
+
+
+def test_heads_have_the_names_of_dataset_json():
+    labels = {"background": 0, "b": 2, "a": 1, "ignore": 3}
+    assert head_names(LabelManager(labels, None)) == ["background", "a", "b"]
+    regions = {"whole": [1, 2], "background": 0, "core": 1, "ignore": 3}
+    assert head_names(LabelManager(regions, [2, 1])) == ["whole", "core"]
