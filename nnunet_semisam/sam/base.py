@@ -32,3 +32,13 @@ class SamBackend(abc.ABC):
     @abc.abstractmethod
     def to(self, device: torch.device) -> SamBackend:
         """Moves the weights; returns itself."""
+
+
+def expected_iou(logits: Float[Tensor, "Q *M"]) -> Float[Tensor, " Q"]:
+    """IoU that a mask has if its own probabilities are right: expected intersection over expected union.
+
+    For models whose IoU head was never trained.
+    """
+    prob, inside = logits.sigmoid().flatten(1), (logits > 0).flatten(1)
+    union = inside.sum(1) + (prob * ~inside).sum(1)
+    return (prob * inside).sum(1) / union.clamp(min=1e-6)

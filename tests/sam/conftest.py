@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.sam.backends.medsam import MedSam
 from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.sam.med3d import Med3D
@@ -140,6 +141,13 @@ class EchoSegmentAnything(SegmentAnything):
         return self._to_plane(masks[:, 0], embedding), masks.new_ones(len(masks))
 
 
+class EchoMedSam(EchoSegmentAnything, MedSam):
+    """The same, in MedSAM's frame."""
+
+    def heard(self, prompts):
+        return prompts
+
+
 @dataclass
 class Scene:
     """Two images with an ellipsoid of each of two classes, and what a fairly sure teacher makes of them."""
@@ -199,6 +207,7 @@ def kit():
     class Kit:
         stub, sam, scene = StubSam, staticmethod(tiny_sam), staticmethod(make_scene)
         med3d, echo_med3d, echo_sam = staticmethod(tiny_med3d), EchoMed3D, EchoSegmentAnything
+        echo_medsam = EchoMedSam
         flip, transpose = staticmethod(flip), staticmethod(transpose)
         voxels, dice, inf = staticmethod(voxels), staticmethod(dice), math.inf
 

@@ -12,6 +12,7 @@ from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam import build_backend, find_backend, list_backends
 from nnunet_semisam.sam.backends.ensemble import Ensemble
+from nnunet_semisam.sam.backends.medsam import MedSam
 from nnunet_semisam.sam.backends.sam_med3d import SamMed3D
 from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
 from nnunet_semisam.sam.prompts import prompts_from_prob, select
@@ -110,6 +111,8 @@ def build(name, kit):
     """A backend, and whether its weights mean something. Published models get random weights."""
     if name == "segment_anything":
         return SegmentAnything.from_network(kit.sam(), CPU, input_size=96), False
+    if name == "medsam":
+        return MedSam.from_network(kit.sam(), CPU, input_size=96), False
     if name == "sam_med3d":
         return SamMed3D(kit.med3d(), CPU, spacing=SPACING), False
     arguments = {"members": MEMBERS} if name == "ensemble" else {}
@@ -131,11 +134,14 @@ def test_backends_keep_the_contract(name, ndim, check, kit):
     backend, meaningful = build(name, kit)
     if check not in WITHOUT_WEIGHTS and not meaningful:
         pytest.skip("says nothing about random weights")
+    if name == "medsam" and check is check_log_odds:
+        pytest.skip("hears no masks")
     check(backend, kit.scene(ndim), kit)
 
 
 ECHOES = {
     "segment_anything": (2, lambda kit: kit.echo_sam.from_network(kit.sam(), CPU, input_size=96)),
+    "medsam": (2, lambda kit: kit.echo_medsam.from_network(kit.sam(), CPU, input_size=96)),
     "sam_med3d": (3, lambda kit: SamMed3D(kit.echo_med3d(4), CPU, spacing=(1.5, 1.5, 1.5))),
     "sam_med3d, whole patch": (3, lambda kit: SamMed3D(kit.echo_med3d(4), CPU, spacing=(2, 1.5, 1.5), window="patch")),
     "ensemble": (2, lambda kit: Ensemble.of([kit.stub(), ECHOES["segment_anything"][1](kit)])),

@@ -69,8 +69,8 @@ def centre(field: Tensor) -> Tensor:
     )
 
 
-def in_sam(kit, ball, spacing, monkeypatch) -> tuple[Seen, Tensor]:
-    backend, seen = kit.echo_sam.from_network(kit.sam(), CPU, input_size=112), []
+def in_sam(kit, ball, spacing, monkeypatch, kind="echo_sam") -> tuple[Seen, Tensor]:
+    backend, seen = getattr(kit, kind).from_network(kit.sam(), CPU, input_size=112), []
     monkeypatch.setattr(backend.sam.prompt_encoder, "forward", lambda *given: seen.append(given) or (None, None))
     embedding = backend.embed(ball.image)
     with pytest.raises(AttributeError):
@@ -78,7 +78,7 @@ def in_sam(kit, ball, spacing, monkeypatch) -> tuple[Seen, Tensor]:
     [(points, boxes, masks)] = seen
     inner = torch.tensor(embedding.inner)
     pixels = backend._prepare(ball.image, embedding.inner)[0, 0, : inner[0], : inner[1]]
-    black = (0 - backend.sam.pixel_mean / backend.sam.pixel_std).flatten()[0]
+    black = pixels.min() if kind != "echo_sam" else (0 - backend.sam.pixel_mean / backend.sam.pixel_std).flatten()[0]
     arrived = Seen(
         image=centre(pixels - black),
         point=points[0][0, 0].flip(-1),
@@ -87,6 +87,10 @@ def in_sam(kit, ball, spacing, monkeypatch) -> tuple[Seen, Tensor]:
         cells=inner / torch.tensor(embedding.size),
     )
     return arrived, backend.decode(embedding, ball.prompts).mask_logits[0]
+
+
+def in_medsam(kit, ball, spacing, monkeypatch):
+    return in_sam(kit, ball, spacing, monkeypatch, "echo_medsam")
 
 
 def in_embedded(kit, ball, spacing, monkeypatch) -> tuple[Seen, Tensor]:
@@ -140,6 +144,7 @@ VOLUMES = [((40, 56, 48), (1.5, 1.5, 1.5)), ((24, 70, 56), (3.0, 1.0, 1.0)), ((5
 LARGE = [((24, 130, 90), (10.0, 2.0, 2.0))]
 ROUTES = {
     "segment_anything": (in_sam, PLANES),
+    "medsam": (in_medsam, PLANES),
     "embedded": (in_embedded, [*PLANES, *VOLUMES]),
     "sam_med3d": (in_med3d, VOLUMES),
     "sam_med3d, whole patch": (in_med3d_patch, [*VOLUMES, *LARGE]),

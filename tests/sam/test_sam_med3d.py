@@ -10,7 +10,8 @@ import torch
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.backends import sam_med3d
-from nnunet_semisam.sam.backends.sam_med3d import SamMed3D, expected_iou
+from nnunet_semisam.sam.backends.sam_med3d import SamMed3D
+from nnunet_semisam.sam.base import expected_iou
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.types import Prompts
 

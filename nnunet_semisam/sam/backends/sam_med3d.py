@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.base import SamBackend, expected_iou
 from nnunet_semisam.sam.embedded.frame import Frame
 from nnunet_semisam.sam.med3d import Med3D, load_weights
 from nnunet_semisam.sam.prompts import MAX_LOGIT, select
@@ -169,13 +169,6 @@ def load_network(checkpoint: str | None) -> Med3D:
             f"semisam: sam.checkpoint {checkpoint} does not hold SAM-Med3D ({error}); give another file"
         ) from error
     return network
-
-
-def expected_iou(logits: Float[Tensor, "Q *M"]) -> Float[Tensor, " Q"]:
-    """IoU that a mask has if its own probabilities are right: expected intersection over expected union."""
-    prob, inside = logits.sigmoid().flatten(1), (logits > 0).flatten(1)
-    union = inside.sum(1) + (prob * ~inside).sum(1)
-    return (prob * inside).sum(1) / union.clamp(min=1e-6)
 
 
 def _in_window(frame: Frame, prompts: Prompts) -> tuple[Float[Tensor, "P N 3"], Int64[Tensor, "P N"]]:

@@ -6,7 +6,7 @@ the resized image, points and boxes in (x, y); prompts come in array order and i
 here.
 
 Unlike in the package's own predictor, many images and their prompts are decoded together, and the working resolution is
-free. Models of the same layout that want another preparation of the image (MedSAM: 0..1, stretched) are not served.
+free. MedSAM, of the same layout, wants another preparation of the image: backend `medsam`.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ class SegmentAnything(SamBackend):
     def embed(self, image: Float[Tensor, "U C H W"]) -> Embedded:
         """Image features, `max_planes` images at a time."""
         height, width = image.shape[2:]
-        scale = self.sam.image_encoder.img_size / max(height, width)
-        inner = max(1, round(height * scale)), max(1, round(width * scale))
+        inner = self._inner(height, width)
         features = [self.sam.image_encoder(self._prepare(part, inner)).float() for part in image.split(self.max_planes)]
         return Embedded(torch.cat(features), (height, width), inner)
 
@@ -121,18 +120,30 @@ class SegmentAnything(SamBackend):
         for count in points.unique().tolist():
             items = points == count
             logits[items], quality[items] = self._decode(embedding, select(prompts, items), count)
-        return SamPrediction(logits, quality.clamp(0, 1))
+        return SamPrediction(logits, self.quality(logits, quality).clamp(0, 1))
+
+    def quality(self, logits: Float[Tensor, "P H W"], predicted: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """What the IoU head predicts."""
+        return predicted
+
+    def _inner(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the image in SAM's frame: its longer side fills it."""
+        scale = self.sam.image_encoder.img_size / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _prepare(self, image: Float[Tensor, "U C H W"], inner: tuple[int, int]) -> Float[Tensor, "U 3 F F"]:
         """SAM's input: 0..255 between robust percentiles, SAM's standardisation, zeros at the bottom and right."""
-        image = image.float()[:, list(self._rgb(image.shape[1]))]
-        flat = image.flatten(2)
-        low, high = torch.quantile(flat, torch.tensor(PERCENTILES, device=image.device), dim=2)[..., None, None]
-        image = ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 255
-        image = F.interpolate(image, inner, mode="bilinear", antialias=True)
+        image = F.interpolate(self._pixels(image) * 255, inner, mode="bilinear", antialias=True)
         image = (image - self.sam.pixel_mean) / self.sam.pixel_std
         frame = self.sam.image_encoder.img_size
         return F.pad(image, (0, frame - inner[1], 0, frame - inner[0]))
+
+    def _pixels(self, image: Float[Tensor, "U C H W"]) -> Float[Tensor, "U 3 H W"]:
+        """Red, green and blue, 0..1 between robust percentiles."""
+        image = image.float()[:, list(self._rgb(image.shape[1]))]
+        flat = image.flatten(2)
+        low, high = torch.quantile(flat, torch.tensor(PERCENTILES, device=image.device), dim=2)[..., None, None]
+        return ((image - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
     def _rgb(self, available: int) -> tuple[int, ...]:
         chosen = self.channels or ((0, 1, 2) if available == 3 else (0,))
