@@ -50,6 +50,7 @@ class SamConfig:
     planes: int = 8  # budget of planes per patch
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
     min_agreement: float = 0.3  # Dice between prompt and answer below which the answer is not used
+    tune: int | None = None  # steps of tuning on the labeled cases before training; null or 0 = none
 
     def __post_init__(self) -> None:
         _instance("backend", self.backend, str, "a string")
@@ -64,6 +65,7 @@ class SamConfig:
             _integer(name, getattr(self, name), 1)
         _integer("num_negative_points", self.num_negative_points, 0)
         _number("min_agreement", self.min_agreement, 0, 1)
+        _integer("tune", self.tune, 0, or_null=True)
 
     def _check_prompts(self) -> None:
         for kind in self.prompts:

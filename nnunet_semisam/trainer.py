@@ -38,6 +38,7 @@ from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
+from nnunet_semisam.tuning import tune_generalist
 from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ class SemiSAM(Base):
         labeler = SamLabeler(build_backend(self.semisam.sam, self.device), self.semisam.sam, self.outputs)
         patch_size = self.configuration_manager.patch_size
         labeler.probe(torch.zeros(1, self.num_input_channels, *patch_size, device=self.device))
+        tune_generalist(self, labeler.backend)
         return SamAssisted(self.method, labeler)
 
     def write_configuration(self, pool: Mapping[str, Path]) -> None:

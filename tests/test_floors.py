@@ -19,7 +19,7 @@ FLOORS = {
     "types": 1, "config": 1, "paths": 1,
     "data": 2, "sam": 2,
     "methods": 3,
-    "trainer": 4, "teacher": 4, "checkpoint": 4, "curves": 4, "stream": 4, "presets": 4,
+    "trainer": 4, "teacher": 4, "checkpoint": 4, "curves": 4, "stream": 4, "presets": 4, "tuning": 4,
 }  # fmt: skip
 BLIND = {"data": {"sam"}, "sam": {"data"}, "methods": {"data", "sam"}}
 EXCEPTIONS = {("methods._sam_assisted", "sam")}

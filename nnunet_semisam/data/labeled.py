@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def load_labeled_cases(folder: str | Path, cases: Sequence[str], label_manager: 
     return [_labeled_case(case, image, label, label_manager) for case, (image, label, *_) in read]
 
 
-def _labeled_case(name: str, image: np.ndarray, label: np.ndarray, label_manager: LabelManager) -> LabeledCase:
+def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager) -> LabeledCase:
+    """`image` and `label` as nnU-Net opens them: arrays, or blosc2 files that behave like arrays."""
     label = np.asarray(label[:])[0]
     heads: Sequence = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
     truth = np.stack([np.isin(label, head) for head in heads])

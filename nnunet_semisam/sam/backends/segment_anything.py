@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.decoder_tuning import DecoderTask
 from nnunet_semisam.sam.prompts import MAX_LOGIT, select
-from nnunet_semisam.types import Prompts, SamPrediction
+from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
 KINDS = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h"}  # width, depth of the image encoder
 PERCENTILES = (0.005, 0.995)  # of each channel of each image: black and white
@@ -56,7 +57,7 @@ class SegmentAnything(SamBackend):
         ImportError: the package is missing.
     """
 
-    ndims = (2,)
+    ndims: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -111,6 +112,10 @@ class SegmentAnything(SamBackend):
     @torch.no_grad()
     def decode(self, embedding: Embedded, prompts: Prompts) -> SamPrediction:
         """One mask per item; items with equally many points are decoded together, whatever their images."""
+        return self.answer(embedding, prompts)
+
+    def answer(self, embedding: Embedded, prompts: Prompts) -> SamPrediction:
+        """`decode`, with the gradient of whatever requires one."""
         logits = torch.empty(len(prompts), *embedding.size, device=embedding.features.device)
         quality = torch.empty(len(prompts), device=embedding.features.device)
         points = (prompts.point_labels >= 0).sum(1)
@@ -118,6 +123,10 @@ class SegmentAnything(SamBackend):
             items = points == count
             logits[items], quality[items] = self._decode(embedding, select(prompts, items), count)
         return SamPrediction(logits, quality.clamp(0, 1))
+
+    def tuning_task(self, cases: Sequence[LabeledCase], **asked: Any) -> DecoderTask:
+        """See `Tunable` in `nnunet_semisam.sam.tuning`: the mask decoder alone."""
+        return DecoderTask(self, self.sam.mask_decoder, cases, **asked)
 
     def _prepare(self, image: Float[Tensor, "U C H W"], inner: tuple[int, int]) -> Float[Tensor, "U 3 F F"]:
         """SAM's input: 0..255 between robust percentiles, SAM's standardisation, zeros at the bottom and right."""
