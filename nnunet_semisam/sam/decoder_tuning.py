@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.sam.embedded.noise import whole
-from nnunet_semisam.sam.tuning import mask_loss, spoiled_prompts, views_of
+from nnunet_semisam.sam.repair import mask_loss, moved, spoiled_prompts, view_of
 from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
 BATCH = 4
@@ -54,7 +54,7 @@ class DecoderTask:
         for case in cases:
             for head in heads:
                 found = (
-                    views_of(case, head, patch_size, ndims=backend.ndims, config=config, seed=n) for n in range(VIEWS)
+                    view_of(case, head, patch_size, ndims=backend.ndims, config=config, seed=n) for n in range(VIEWS)
                 )
                 self.views += [(v, head) for v in found if v is not None and v.truth[head].sum() >= config.min_voxels]
         if not self.views:
@@ -84,8 +84,3 @@ class DecoderTask:
     def _nothing(self) -> Float[Tensor, ""]:
         """A loss without an example, for the rare batch whose items all got lost."""
         return 0.0 * next(self.module.parameters()).sum()
-
-
-def moved(prompts: Prompts, device: torch.device) -> Prompts:
-    """The prompts on another device."""
-    return Prompts(**{name: None if value is None else value.to(device) for name, value in vars(prompts).items()})

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nnunet_semisam.config import SamConfig
-from nnunet_semisam.sam import tuning
+from nnunet_semisam.sam import repair, tuning
 from nnunet_semisam.sam.backends.embedded import EmbeddedSam
 from nnunet_semisam.sam.backends.segment_anything import SegmentAnything
 from nnunet_semisam.sam.embedded import SHIPPED
@@ -59,19 +59,19 @@ def embedded_task(ndim, cases=None, **settings):
 
 def test_spoiled_masks_are_spread_over_the_wanted_quality():
     truth, rng = case().truth[1], torch.Generator().manual_seed(0)
-    reached = torch.tensor([dice(tuning.spoil(truth, 0.5 + 0.47 * n / 59, rng), truth) for n in range(60)])
+    reached = torch.tensor([dice(repair.spoil(truth, 0.5 + 0.47 * n / 59, rng), truth) for n in range(60)])
     assert reached.min() > 0.4 and reached[:20].mean() < 0.72 and reached[40:].mean() > 0.85
     assert ((reached > 0.55) & (reached < 0.95)).float().mean() > 0.5
 
 
 def test_prompts_are_those_of_the_labeler_and_small_objects_cause_none():
     truth, rng = case().truth[1], torch.Generator().manual_seed(0)
-    drawn = [tuning.spoiled_prompts(truth, rng, CONFIG) for _ in range(12)]
+    drawn = [repair.spoiled_prompts(truth, rng, CONFIG) for _ in range(12)]
     assert {prompts.boxes is None for prompts, _ in drawn} == {True, False}
     assert all(prompts.mask_logits is not None and prompts.mask_logits.abs().max() <= 7.01 for prompts, _ in drawn)
     boxed = replace(CONFIG, prompts=("box",))
-    assert all(tuning.spoiled_prompts(truth, rng, boxed)[0].mask_logits is None for _ in range(4))
-    assert tuning.spoiled_prompts(truth, rng, SamConfig(min_voxels=10**6)) is None
+    assert all(repair.spoiled_prompts(truth, rng, boxed)[0].mask_logits is None for _ in range(4))
+    assert repair.spoiled_prompts(truth, rng, SamConfig(min_voxels=10**6)) is None
 
 
 def test_ignored_voxels_do_not_count():
@@ -80,12 +80,12 @@ def test_ignored_voxels_do_not_count():
     truth, guess, valid = (truth > 0).float(), (guess > 0).float(), torch.ones(2, 6, 8)
     valid[:, :, 5:] = 0
     quality = torch.tensor([0.4, 0.7])
-    loss = tuning.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid)
+    loss = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid)
     noise = (1 - valid) * torch.randn(valid.shape, generator=rng)
-    other = tuning.mask_loss(logits + 9 * noise, quality, truth=(truth + noise), guess=guess + noise, valid=valid)
+    other = repair.mask_loss(logits + 9 * noise, quality, truth=(truth + noise), guess=guess + noise, valid=valid)
     assert torch.equal(loss, other)
-    assert not torch.equal(loss, tuning.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid * 0 + 1))
-    nothing = tuning.mask_loss(logits, quality, truth=truth, guess=guess, valid=0 * valid)
+    assert not torch.equal(loss, repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid * 0 + 1))
+    nothing = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=0 * valid)
     assert nothing.isfinite()
 
 
@@ -111,7 +111,7 @@ def test_tuning_depends_on_its_seed_alone_and_draws_no_global_number(small, ndim
         torch.manual_seed(noise)
         backend, task = embedded_task(ndim)
         before, random = state(backend.generalists[ndim].network), torch.get_rng_state()
-        tuning.tune(task, steps=2, seed=seed)
+        tuning.tune([(task, 2)], seed=seed)
         assert torch.equal(random, torch.get_rng_state())
         results.append(state(backend.generalists[ndim].network))
         assert len(changed(before, backend.generalists[ndim].network)) > 20
@@ -123,7 +123,7 @@ def test_tuning_leaves_a_frozen_network_the_other_one_and_the_file_alone(small):
     before_file = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
     backend, task = embedded_task(2)
     other = state(backend.generalists[3].network)
-    tuning.tune(task, steps=1, seed=0)
+    tuning.tune([(task, 1)], seed=0)
     parameters = list(backend.generalists[2].network.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in parameters)
     assert not backend.generalists[2].network.training
@@ -139,7 +139,7 @@ def test_the_loss_goes_down_on_one_case(small):
             return sum(float(task.loss(torch.Generator().manual_seed(9**6 + n))) for n in range(6)) / 6
 
     before = loss()
-    tuning.tune(task, steps=30, seed=0)
+    tuning.tune([(task, 30)], seed=0)
     assert loss() < 0.95 * before
 
 
@@ -174,7 +174,7 @@ def test_only_the_mask_decoder_learns_and_it_learns(tiny, ndim):
             return sum(float(task.loss(torch.Generator().manual_seed(9**6 + n))) for n in range(8)) / 8
 
     first = loss()
-    tuning.tune(task, steps=20, seed=0)
+    tuning.tune([(task, 20)], seed=0)
     assert loss() < 0.95 * first
     names = changed(before, tiny.sam)
     assert names and all(name.startswith("mask_decoder.") for name in names)
@@ -197,7 +197,7 @@ def test_the_gradient_reaches_the_decoder_only_and_views_are_encoded_once(tiny, 
 
 def test_the_tuned_decoder_can_be_saved_and_loaded(kit, tiny, tmp_path):
     task = tiny.tuning_task([case(2)], heads=(1,), patch_size=PATCH[2], config=CONFIG)
-    tuning.tune(task, steps=2, seed=0)
+    tuning.tune([(task, 2)], seed=0)
     torch.save(task.module.state_dict(), tmp_path / "decoder.pt")
     other = SegmentAnything.from_network(kit.sam(), torch.device("cpu"), input_size=96)
     scene = kit.scene(2)
@@ -233,10 +233,21 @@ class NumberTask:
 def test_the_loop_goes_downhill_with_fresh_numbers_in_every_step():
     task = NumberTask()
     with torch.no_grad():  # as when a caller forgot
-        tuning.tune(task, steps=150, seed=0)
+        tuning.tune([(task, 150)], seed=0)
     assert task.module.number.item() == pytest.approx(1, abs=0.1)
     assert len(set(task.drawn)) == 150
-    tuning.tune(NumberTask(), steps=0, seed=0)
+    tuning.tune([(NumberTask(), 0)], seed=0)
+
+
+def test_stages_share_a_module_and_the_average_is_seen_in_between():
+    first, second, seen = NumberTask(), NumberTask(), []
+    second.module = first.module
+    tuning.tune([(first, 100), (second, 50)], seed=0, between=lambda: seen.append(first.module.number.item()))
+    assert len(first.drawn) == 100 and len(second.drawn) == 50 and len({*first.drawn, *second.drawn}) == 150
+    alone = NumberTask()
+    tuning.tune([(alone, 150)], seed=0)
+    assert alone.module.number == first.module.number
+    assert len(seen) == 1 and seen[0] != first.module.number.item() and 0.5 < seen[0] < 1.5
 
 
 def test_the_report_is_about_a_case_that_had_no_part_yet(kit, monkeypatch):
@@ -244,14 +255,21 @@ def test_the_report_is_about_a_case_that_had_no_part_yet(kit, monkeypatch):
 
     class Backend(kit.stub):
         def tuning_task(self, cases, **asked):
-            return [c.name for c in cases]
+            task = NumberTask()
+            task.names = [c.name for c in cases]
+            return task
 
-    monkeypatch.setattr(tuning, "tune", lambda task, *, steps, seed: log.append((task, steps)))
+    def tune(stages, *, seed, between=None):
+        log.extend((task.names, steps) for task, steps in stages)
+        if between:
+            between()
+
+    monkeypatch.setattr(tuning, "tune", tune)
     monkeypatch.setattr(tuning, "repaired", lambda backend, case, **asked: log.append(case.name) or {})
     asked = {"heads": (1,), "patch_size": PATCH[3], "config": SamConfig(tune=9), "seed": 0}
     cases = [case(name=name) for name in "abc"]
     assert tuning.tune_and_report(Backend(), cases, **asked).case == "c"
-    assert log == ["c", (["a", "b"], 6), "c", (["a", "b", "c"], 3)]
+    assert log == ["c", (["a", "b"], 6), (["a", "b", "c"], 3), "c"]
     log.clear()
     assert tuning.tune_and_report(Backend(), cases[:1], **asked) is None
     assert log == [(["a"], 9)]
@@ -264,6 +282,8 @@ def test_the_report_measures_the_answers(kit):
         def decode(self, embedding, prompts):
             return replace(super().decode(embedding, prompts), mask_logits=prompts.mask_logits)
 
-    found = tuning.repaired(Echo(), case(), heads=(1, 2), patch_size=PATCH[3], config=CONFIG)
+    found = tuning.repaired(
+        Echo(), case(), heads=(1, 2), patch_size=PATCH[3], config=CONFIG, device=torch.device("cpu")
+    )
     assert set(found) == {(head, wanted) for head in (1, 2) for wanted in tuning.REPORTED}
     assert all(abs(value - wanted) < 0.06 for (_, wanted), value in found.items())

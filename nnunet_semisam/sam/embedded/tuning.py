@@ -25,16 +25,16 @@ from nnunet_semisam.sam.embedded.noise import blur, chance, log_uniform, mask_bo
 from nnunet_semisam.sam.embedded.sampling import draw_example
 from nnunet_semisam.sam.embedded.shapes import LabelMap, random_label_map
 from nnunet_semisam.sam.patches import patch_around
-from nnunet_semisam.sam.tuning import mask_loss, spoiled_prompts
+from nnunet_semisam.sam.repair import mask_loss, spoiled_prompts
 from nnunet_semisam.types import LabeledCase
 
 BATCH = {2: 16, 3: 8}
-SYNTHETIC_SHARE = 0.25
+SYNTHETIC_SHARE = 0.125
 SYNTHETIC_MAPS = 24
 SYNTHETIC_SIDE = {2: 96, 3: 40}  # as in the generalist's own training
 SYNTHETIC_HARDEST = 0.7
 PATCHES = {2: 8, 3: 2}  # per case and head, beside the whole case in 3D
-SCENE_SIDE = 56  # larger scenes are resampled: the frame would do it anyway
+SCENE_SIDE = 44  # larger scenes are resampled: the frame would do it anyway
 _LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -66,7 +66,7 @@ class FrameTask:
         grow: as at use; varied a little.
     """
 
-    learning_rate = 1e-3
+    learning_rate = 2e-3
 
     def __init__(
         self, generalist: Generalist, scenes: Sequence[Scene], *, keep: float, grow: float, config: SamConfig
@@ -90,7 +90,7 @@ class FrameTask:
         device = next(self.module.parameters()).device
         names = ("channels", "truth", "guess", "valid")
         channels, truth, guess, valid = (torch.stack([getattr(e, n) for e in examples]).to(device) for n in names)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type in ("cpu", "cuda")):
             logits, quality = self.module(channels.contiguous(memory_format=_LAYOUT[self.ndim]), self.keep)
         return mask_loss(logits.float(), quality.float().sigmoid(), truth=truth, guess=guess, valid=valid)
 
