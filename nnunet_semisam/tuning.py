@@ -125,7 +125,7 @@ def _read(file: str, key: str) -> dict[str, Tensor] | None:
 def _told(report: Report | None, labels: dict[str, Any]) -> list[str]:
     """The report in words, a line per class and prompt."""
     if report is None:
-        return ["semisam: a single labeled case, so there is none to report on that the generalist was not tuned on"]
+        return ["semisam: no labeled case to spare for a report on tuning"]
     names = [name for name in labels if name not in ("background", "ignore")]
     lines = [f"semisam: after {report.steps} steps without {report.case}, Dice of the answers on that case:"]
     for head in sorted({head for head, _ in report.before}):

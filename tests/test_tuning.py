@@ -142,9 +142,10 @@ def test_changed_weights_labels_and_damaged_files_tune_again(tunable, tmp_path, 
         patch.setattr(TunableStub, "__init__", other)
         tuned()
         assert len(runs) == 3
+    assert torch.equal(first, tuned()[0]) and len(runs) == 4
     poison(tmp_path, LABELED)
     tuned()
-    assert len(runs) == 4
+    assert len(runs) == 5
 
 
 def test_no_global_random_number_is_drawn(tunable, monkeypatch):

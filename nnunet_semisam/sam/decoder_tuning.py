@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.sam.embedded.noise import whole
-from nnunet_semisam.sam.repair import mask_loss, moved, spoiled_prompts, view_of
+from nnunet_semisam.sam.repair import NOTHING, mask_loss, moved, spoiled_prompts, view_of
 from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
 BATCH = 4
@@ -58,7 +58,7 @@ class DecoderTask:
                 )
                 self.views += [(v, head) for v in found if v is not None and v.truth[head].sum() >= config.min_voxels]
         if not self.views:
-            raise ValueError("no labeled case has an object that is large enough to be prompted: nothing to tune on")
+            raise ValueError(NOTHING)
         self.embeddings: dict[int, Any] = {}
 
     def loss(self, rng: torch.Generator) -> Float[Tensor, ""]:

@@ -85,23 +85,21 @@ def tune_and_report(
 ) -> Report | None:
     """Tunes for `config.tune` steps. The last case joins after two thirds of them; until then it serves for the report.
 
-    With a single case there is nothing to report on.
+    There is no report where the other cases have nothing to tune on.
     """
     steps = config.tune or 0
     asked: dict[str, Any] = {"heads": heads, "patch_size": patch_size, "config": config}
     everything = backend.tuning_task(cases, **asked)
-    if len(cases) == 1:
+    try:
+        others = backend.tuning_task(cases[:-1], **asked)
+    except ValueError:
         tune([(everything, steps)], seed=seed)
         return None
     without = 2 * steps // 3
     reports: list[dict[tuple[int, float], float]] = []
     measured = partial(repaired, backend, cases[-1], device=next(everything.module.parameters()).device, **asked)
     before = measured()
-    tune(
-        [(backend.tuning_task(cases[:-1], **asked), without), (everything, steps - without)],
-        seed=seed,
-        between=lambda: reports.append(measured()),
-    )
+    tune([(others, without), (everything, steps - without)], seed=seed, between=lambda: reports.append(measured()))
     return Report(cases[-1].name, without, before, reports[0])
 
 

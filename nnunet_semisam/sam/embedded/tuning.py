@@ -25,7 +25,7 @@ from nnunet_semisam.sam.embedded.noise import blur, chance, log_uniform, mask_bo
 from nnunet_semisam.sam.embedded.sampling import draw_example
 from nnunet_semisam.sam.embedded.shapes import LabelMap, random_label_map
 from nnunet_semisam.sam.patches import patch_around
-from nnunet_semisam.sam.repair import mask_loss, spoiled_prompts
+from nnunet_semisam.sam.repair import NOTHING, mask_loss, spoiled_prompts
 from nnunet_semisam.types import LabeledCase
 
 BATCH = {2: 16, 3: 8}
@@ -72,7 +72,7 @@ class FrameTask:
         self, generalist: Generalist, scenes: Sequence[Scene], *, keep: float, grow: float, config: SamConfig
     ) -> None:
         if not scenes:
-            raise ValueError("no labeled case has an object that is large enough to be prompted: nothing to tune on")
+            raise ValueError(NOTHING)
         self.module, self.grid, self.ndim = generalist.network, generalist.grid, generalist.network.ndim
         self.scenes, self.keep, self.grow, self.config = scenes, keep, grow, config
 
