@@ -223,9 +223,10 @@ class NumberTask:
     learning_rate = 0.05
 
     def __init__(self):
-        self.module, self.drawn = Toward(), []
+        self.module, self.drawn, self.numbers = Toward(), [], []
 
     def loss(self, rng):
+        self.numbers.append(self.module.number.item())
         self.drawn.append(torch.rand((), generator=rng).item())
         return (self.module.number - 1).square()
 
@@ -237,6 +238,18 @@ def test_the_loop_goes_downhill_with_fresh_numbers_in_every_step():
     assert task.module.number.item() == pytest.approx(1, abs=0.1)
     assert len(set(task.drawn)) == 150
     tuning.tune([(NumberTask(), 0)], seed=0)
+
+
+def test_what_stays_is_the_running_average():
+    task, seen = NumberTask(), []
+    tuning.tune([(task, 30), (task, 1)], seed=0, between=lambda: seen.append(task.module.number.item()))
+    average, last = 0.0, task.numbers[30]
+    for step, number in enumerate(task.numbers[1:31]):
+        keep = min(tuning.EMA_DECAY, (step + 1) / (step + 10))
+        average = keep * average + (1 - keep) * number
+    assert seen == [pytest.approx(average, abs=1e-5)]
+    expected = 31 / 40 * average + 9 / 40 * last  # the last step is a small one
+    assert task.module.number.item() == pytest.approx(expected, abs=2e-3) and abs(expected - last) > 0.01
 
 
 def test_stages_share_a_module_and_the_average_is_seen_in_between():
