@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=[0.6, 0.75, 0.85, 0.95])
     parser.add_argument("--repeats", type=int, default=1, help="corruptions per case, class and level")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=NUMBER", help="arguments of the backend")
+    parser.add_argument("--masks", action="store_true", help="mask prompts only, without box and point")
     parser.add_argument("--slices", action="store_true", help="ask the 2D network, on the largest slice across axis 0")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,6 +64,8 @@ def evaluate(folder: Path, backend: EmbeddedSam, args: argparse.Namespace) -> No
                 picture, mask = image[plane], mask[plane]
             seed = zlib.crc32(f"{case} {name}".encode())
             for kind, prompts, guess in prompts_for(mask, args.levels, args.repeats, seed):
+                if args.masks and not (kind.startswith("mask") and prompts.boxes is None):
+                    continue
                 started = time.perf_counter()
                 answer = backend.decode(backend.embed(picture[None, None]), prompts)
                 spent = 1000 * (time.perf_counter() - started)

@@ -58,6 +58,7 @@ class SamConfig:
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
     min_agreement: float = 0.3  # Dice between prompt and answer below which the answer is not used
     trust: str | dict[str, float] | None = "auto"  # factor per class; "auto" = tested at the start; None = all
+    tune: int | None = None  # steps of tuning on the labeled cases before training; null or 0 = none
 
     def __post_init__(self) -> None:
         _instance("backend", self.backend, str, "a string")
@@ -82,6 +83,7 @@ class SamConfig:
             raise Refused(
                 "min_stability", f"is {self.min_stability!r}, but sam.jitters is 0; set sam.jitters to 2 or more"
             )
+        _integer("tune", self.tune, 0, or_null=True)
         self._check_trust()
 
     def _check_trust(self) -> None:

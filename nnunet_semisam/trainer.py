@@ -39,6 +39,7 @@ from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.trust import settle_trust
+from nnunet_semisam.tuning import tune_generalist
 from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class SemiSAM(Base):
         super().on_train_start()
         if self.sam_assisted is not None:
             self.trust = settle_trust(self, self.sam_assisted.labeler, (resumed or {}).get("trust"))
+            tune_generalist(self, self.sam_assisted.labeler.backend)
             self.sam_assisted = self.sam_assisted if any(self.trust.values()) else None
         if resumed is not None and self.local_rank == 0:
             restore_random_state(resumed["random_state"])

@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnunet_semisam.config import SamConfig
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.sam.embedded import load_generalists
 from nnunet_semisam.sam.embedded.channels import attention_boxes, network_input
 from nnunet_semisam.sam.embedded.frame import Frame
-from nnunet_semisam.types import Prompts, SamPrediction
+from nnunet_semisam.sam.embedded.tuning import FrameTask, scenes_of
+from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
 ITEMS_AT_ONCE = 16  # bounds the memory of full-resolution copies
 
@@ -90,6 +92,14 @@ class EmbeddedSam(SamBackend):
                 logits.append(answer)
                 ious.append(iou)
         return SamPrediction(torch.cat(logits), torch.cat(ious))
+
+    def tuning_task(
+        self, cases: Sequence[LabeledCase], *, heads: Sequence[int], patch_size: Sequence[int], config: SamConfig
+    ) -> FrameTask:
+        """See `nnunet_semisam.sam.tuning`: the network for patches of this size, all of its parameters."""
+        seen = [replace(case, image=self.embed(case.image[None])[0]) for case in cases]
+        scenes = scenes_of(seen, heads, patch_size, min_voxels=config.min_voxels)
+        return FrameTask(self.generalists[len(patch_size)], scenes, keep=self.keep, grow=self.grow, config=config)
 
     def _look(
         self, image: Float[Tensor, "P 1 *S"], prompts: Prompts

@@ -21,9 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.decoder_tuning import DecoderTask
 from nnunet_semisam.sam.prompts import MAX_LOGIT, select
 from nnunet_semisam.sam.weights import read_weights
-from nnunet_semisam.types import Prompts, SamPrediction
+from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
 KINDS = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h"}  # width, depth of the image encoder
 PERCENTILES = (0.005, 0.995)  # of each channel of each image: black and white
@@ -56,7 +57,7 @@ class SegmentAnything(SamBackend):
         ImportError: the package is missing.
     """
 
-    ndims = (2,)
+    ndims: tuple[int, ...] = (2,)
 
     def __init__(
         self,
@@ -114,6 +115,10 @@ class SegmentAnything(SamBackend):
     @torch.no_grad()
     def decode(self, embedding: Embedded, prompts: Prompts) -> SamPrediction:
         """One mask per item; items with equally many points are decoded together, whatever their images."""
+        return self.answer(embedding, prompts)
+
+    def answer(self, embedding: Embedded, prompts: Prompts) -> SamPrediction:
+        """`decode`, with the gradient of whatever requires one."""
         logits = torch.empty(len(prompts), *embedding.size, device=embedding.features.device)
         quality = torch.empty(len(prompts), device=embedding.features.device)
         points = (prompts.point_labels >= 0).sum(1)
@@ -130,6 +135,10 @@ class SegmentAnything(SamBackend):
         """Size of the image in SAM's frame: its longer side fills it."""
         scale = self.sam.image_encoder.img_size / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def tuning_task(self, cases: Sequence[LabeledCase], **asked: Any) -> DecoderTask:
+        """See `Tunable` in `nnunet_semisam.sam.tuning`: the mask decoder alone."""
+        return DecoderTask(self, self.sam.mask_decoder, cases, **asked)
 
     def _prepare(self, image: Float[Tensor, "U C H W"], inner: tuple[int, int]) -> Float[Tensor, "U 3 F F"]:
         """SAM's input: 0..255 between robust percentiles, SAM's standardisation, zeros at the bottom and right."""

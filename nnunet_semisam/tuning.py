@@ -1,0 +1,144 @@
+"""Tuning of the generalist at the start of a training: labeled cases of the fold in, one file in the fold folder out.
+
+A training that is resumed, or started again with nothing changed, takes the weights of the file, so it sees exactly the
+generalist that it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nnunet_semisam.checkpoint import write_atomically
+from nnunet_semisam.data.labeled import load_labeled_cases
+from nnunet_semisam.data.splits import read_split
+from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.tuning import REPORTED, Report, Tunable, tune_and_report
+from nnunet_semisam.types import LabeledCase
+
+if TYPE_CHECKING:
+    from nnunet_semisam.trainer import SemiSAM
+
+FILE = "semisam_tuned.pt"
+MOST_CASES = 16  # that are held in memory and tuned on: evenly spread over the fold's list
+
+
+def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
+    """Tunes `backend` in place, on the cases of the fold's `train` list alone, where `sam.tune` asks for it.
+
+    After the test for `sam.trust`, which would flatter a generalist that has learned the cases it is asked about.
+
+    Random numbers come from generators of its own, seeded with the run's seed (0 without one). Under DDP rank 0 tunes
+    and the others take its weights.
+    """
+    sam = trainer.semisam.sam
+    if sam is None or not sam.tune or not any((trainer.trust or {"": 1.0}).values()):
+        return
+    if not isinstance(backend, Tunable):
+        trainer.print_to_log_file(f"semisam: sam.backend {sam.backend!r} cannot be tuned; it is used as it is")
+        return
+    cases = labeled_cases(trainer)
+    asked: dict[str, Any] = {
+        "heads": trainer.outputs.foreground_heads,
+        "patch_size": tuple(trainer.configuration_manager.patch_size),
+        "config": sam,
+    }
+    module = backend.tuning_task(cases, **asked).module
+    if trainer.local_rank == 0:
+        _tune_or_load(trainer, backend, module, cases, asked)
+    if trainer.is_ddp:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def labeled_cases(trainer: SemiSAM) -> list[LabeledCase]:
+    """Cases of the fold's `train` list, at most `MOST_CASES`.
+
+    Raises:
+        ValueError: a case of the list is hidden as well, or was not preprocessed.
+    """
+    trained_on, _ = trainer.do_split()
+    chosen = [trained_on[number * len(trained_on) // MOST_CASES] for number in range(MOST_CASES)]
+    folder = trainer.preprocessed_dataset_folder
+    splits = os.path.join(trainer.preprocessed_dataset_folder_base, "splits_final.json")
+    known = trainer.dataset_class.get_identifiers(folder)
+    read_split(splits, trainer.fold, known=known, allow_unlabeled_val=trainer.semisam.allow_unlabeled_val)
+    return load_labeled_cases(folder, list(dict.fromkeys(map(str, chosen))), trainer.label_manager)
+
+
+def _tune_or_load(
+    trainer: SemiSAM, backend: Tunable, module: nn.Module, cases: Sequence[LabeledCase], asked: dict[str, Any]
+) -> None:
+    seed = trainer.semisam.seed or 0
+    key = fingerprint(module, cases, {**asked, "config": asdict(asked["config"]), "seed": seed})
+    file = os.path.join(trainer.output_folder, FILE)
+    if (state := _read(file, key)) is not None:
+        module.load_state_dict(state)
+        trainer.print_to_log_file(f"semisam: generalist tuned before; weights of {file}")
+        return
+    began = time.perf_counter()
+    names = ", ".join(case.name for case in cases)
+    trainer.print_to_log_file(f"semisam: tuning the generalist on the labeled cases {names}")
+    report = tune_and_report(backend, cases, seed=seed, **asked)
+    for line in _told(report, trainer.dataset_json["labels"]):
+        trainer.print_to_log_file(line, add_timestamp=False)
+    trainer.print_to_log_file(f"semisam: tuned {asked['config'].tune} steps, {time.perf_counter() - began:.0f} s")
+    if not trainer.disable_checkpointing:
+        state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+        write_atomically({"key": key, "cases": [case.name for case in cases], "state": state}, file)
+
+
+def fingerprint(module: nn.Module, cases: Sequence[LabeledCase], settings: dict[str, Any]) -> str:
+    """A hash of everything that the tuned weights depend on: weights before, settings, cases with their labels."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + _bytes(tensor))
+    for case in cases:
+        digest.update(case.name.encode())
+        for part in (case.image, case.truth, case.valid):
+            digest.update(str(tuple(part.shape)).encode() + _bytes(part))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _read(file: str, key: str) -> dict[str, Tensor] | None:
+    """The weights in `file` if it was written for the same `key`; a file that cannot be read is made anew."""
+    if not os.path.isfile(file):
+        return None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file makes the unpickler fail in any way
+        return None
+    return content["state"] if isinstance(content, dict) and content.get("key") == key else None
+
+
+def _told(report: Report | None, labels: dict[str, Any]) -> list[str]:
+    """The report in words, a line per class and prompt."""
+    if report is None:
+        return ["semisam: no labeled case to spare for a report on tuning"]
+    names = [name for name in labels if name not in ("background", "ignore")]
+    lines = [f"semisam: after {report.steps} steps without {report.case}, Dice of the answers on that case:"]
+    for head in sorted({head for head, _ in report.before}):
+        levels = [wanted for wanted in REPORTED if (head, wanted) in report.after]
+        numbers = (f"{w} -> {report.before[head, w]:.3f}, tuned {report.after[head, w]:.3f}" for w in levels)
+        lines.append(f"    {_name(names, labels, head)}: prompt {'; '.join(numbers)}")
+    return lines
+
+
+def _name(names: Sequence[str], labels: dict[str, Any], head: int) -> str:
+    """The class of a head: its label, or for regions (lists of labels) its place in the file."""
+    if any(isinstance(value, (list, tuple)) for value in labels.values()):
+        return names[head]
+    return next((name for name in names if labels[name] == head), f"head {head}")
