@@ -178,7 +178,8 @@ def test_examples_are_drawn_from_the_seed_alone(ndim, kind):
 
 
 def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    tiny = {"grid": 16, "side": 24, "width": 8, "maps": 3, "batch": 2, "steps": 4, "hard_steps": 2}
+    tiny = {"grid": 16, "side": 24, "width": 8, "maps": 3, "batch": 2}
+    tiny["phases"] = (train.Phase(2, 1.2, 4), train.Phase(4, 0.7, 4))
     monkeypatch.setattr(train, "SETTINGS", {2: tiny, 3: tiny | {"side": 20}})
     monkeypatch.setattr(train, "VALIDATION_EXAMPLES", 2)
     monkeypatch.setattr(train, "VALIDATION_MAPS", 1)

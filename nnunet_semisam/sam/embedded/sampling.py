@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,11 +33,20 @@ class Example:
 
 
 def draw_example(
-    maps: Sequence[LabelMap], grid: int, rng: torch.Generator, kind: str | None = None, *, hardest: float = 1.2
+    maps: Sequence[LabelMap],
+    grid: int,
+    rng: torch.Generator,
+    kind: str | None = None,
+    *,
+    hardest: float = 1.2,
+    kinds: Mapping[str, float] = KINDS,
 ) -> Example:
-    """Everything about one example is drawn from `rng`; `hardest` is the largest strength of corruption."""
+    """Everything about one example is drawn from `rng`; `hardest` is the largest strength of corruption.
+
+    `kinds` are the shares out of which the kind of prompt is drawn where `kind` does not name it.
+    """
     image, truth = draw_sample(maps, rng)
-    kind = kind or _draw_kind(rng)
+    kind = kind or _draw_kind(kinds, rng)
     spoiled = _spoil(truth, hardest, rng) if kind == "mask" else truth
     prompts = _prompts(kind, truth, spoiled, rng)
     grow, extra = uniform(rng, 0.2, 0.4), uniform(rng, 1.0, 3.0)
@@ -51,13 +60,13 @@ def draw_example(
     return Example(channels[0], wanted[0, 0], guess[0, 0], kind)
 
 
-def _draw_kind(rng: torch.Generator) -> str:
-    place, kinds = float(torch.rand((), generator=rng)), list(KINDS)
-    for kind in kinds:
-        place -= KINDS[kind]
+def _draw_kind(kinds: Mapping[str, float], rng: torch.Generator) -> str:
+    place = float(torch.rand((), generator=rng))
+    for kind, share in kinds.items():
+        place -= share
         if place < 0:
             return kind
-    return kinds[0]
+    return next(iter(kinds))
 
 
 def _spoil(truth: Bool[Tensor, "*S"], hardest: float, rng: torch.Generator) -> Bool[Tensor, "*S"]:

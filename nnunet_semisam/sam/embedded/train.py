@@ -12,7 +12,8 @@ import copy
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,9 +25,28 @@ from nnunet_semisam.sam.embedded.network import PromptableUNet
 from nnunet_semisam.sam.embedded.sampling import KINDS, Example, draw_example
 from nnunet_semisam.sam.embedded.shapes import LabelMap, random_label_map
 
-SETTINGS = {  # grid of the frame, side of synthetic patches, width, pool of label maps, batch, steps (hard ones first)
-    2: {"grid": 64, "side": 96, "width": 40, "maps": 3000, "batch": 24, "steps": 900, "hard_steps": 409},
-    3: {"grid": 32, "side": 40, "width": 32, "maps": 1200, "batch": 8, "steps": 1450, "hard_steps": 766},
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: up to which step, and how strong the corruption of mask prompts may be.
+
+    `cycle` is the last step of the learning rate's cycle that the phase belongs to.
+    """
+
+    until: int
+    hardest: float
+    cycle: int
+    kinds: Mapping[str, float] = field(default_factory=lambda: KINDS)
+
+
+# first learn to use the image, then to spare good prompts; a second cycle learns all of it, boxes and points more often
+MORE_BOXES = {"mask": 0.6, "box": 0.16, "box and point": 0.12, "points": 0.12}
+SETTINGS = {  # grid of the frame, side of synthetic patches, width, pool of label maps, batch, phases
+    2: {"grid": 64, "side": 96, "width": 40, "maps": 3000, "batch": 24}
+    | {"phases": (Phase(409, 1.2, 900), Phase(900, 0.7, 900), Phase(2400, 1.0, 2400, MORE_BOXES))},
+    3: {"grid": 32, "side": 40, "width": 32, "maps": 1200, "batch": 8}
+    | {"phases": (Phase(766, 1.2, 1450), Phase(1450, 0.7, 1450), Phase(4800, 1.0, 4800, MORE_BOXES))},
 }
 VALIDATION_MAPS, VALIDATION_EXAMPLES, VALIDATION_SEED = 64, 64, 987654321
 _LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -38,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, cache and log")
     parser.add_argument("--ndim", type=int, choices=(2, 3), default=3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; call again to go on")
-    parser.add_argument("--steps", type=int, help="length of the schedule; the last 40 %% cool down")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -55,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace) -> None:
     """The loop: examples, loss, step, EMA; every few minutes a checkpoint and the synthetic validation."""
     started, settings = time.monotonic(), SETTINGS[args.ndim]
-    steps = args.steps or settings["steps"]
+    phases: Sequence[Phase] = settings["phases"]
+    steps = phases[-1].until
     torch.manual_seed(args.seed)
     network = PromptableUNet(args.ndim, settings["width"]).to(memory_format=_LAYOUT[args.ndim])
     average = copy.deepcopy(network).requires_grad_(False)
@@ -67,13 +87,14 @@ def train(args: argparse.Namespace) -> None:
     saved, seen = time.monotonic(), []
     for step in range(first, steps):
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        hardest = 1.2 if step < settings["hard_steps"] else 0.7  # first to use the image, then to spare good prompts
-        examples = [draw_example(maps, settings["grid"], rng, hardest=hardest) for _ in range(settings["batch"])]
+        phase = next(phase for phase in phases if step < phase.until)
+        drawn = {"hardest": phase.hardest, "kinds": phase.kinds}
+        examples = [draw_example(maps, settings["grid"], rng, **drawn) for _ in range(settings["batch"])]
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * schedule(step, steps)
+            group["lr"] = args.lr * schedule(step, phases)
         seen.append(_update(network, average, optimizer, examples, step))
         late = time.monotonic() - started > 60 * args.minutes
-        if late or step + 1 == steps or time.monotonic() - saved > 300:
+        if late or step + 1 == steps or time.monotonic() - saved > 600:
             _save(checkpoint, network, average, optimizer, step + 1, args)
             report = validate(average, held_out, settings["grid"])
             _log(args, step + 1, sum(seen) / len(seen), report, started)
@@ -82,9 +103,11 @@ def train(args: argparse.Namespace) -> None:
             break
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the learning rate: 100 steps warm-up, flat, linear to zero over the last 40 %."""
-    return min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
+def schedule(step: int, phases: Sequence[Phase]) -> float:
+    """Share of the learning rate: in every cycle 100 steps of warm-up, flat, linear to zero over the last 40 %."""
+    end = next(phase.cycle for phase in phases if step < phase.cycle)
+    start = max((phase.cycle for phase in phases if phase.cycle <= step), default=0)
+    return min(1.0, (step - start + 1) / 100, (end - step) / (0.4 * (end - start)))
 
 
 def loss_of(network: PromptableUNet, examples: list[Example]) -> Tensor:
