@@ -31,6 +31,8 @@ def backend(request, kit):
         return kit.stub()
     if request.param == "segment_anything":
         return SegmentAnything.from_network(sure_of_itself(kit.sam()), torch.device("cpu"), input_size=64)
+    if request.param == "medsam":
+        return kit.echo_medsam.from_network(kit.sam(), torch.device("cpu"), input_size=64)
     if request.param == "sam_med3d":
         return SamMed3D(kit.echo_med3d(4), torch.device("cpu"), spacing=(1.5, 1.5, 1.5))
     arguments = {"members": [{"backend": "embedded"}]} if request.param == "ensemble" else {}

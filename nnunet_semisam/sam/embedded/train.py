@@ -26,7 +26,6 @@ from nnunet_semisam.sam.embedded.sampling import KINDS, Example, draw_example
 from nnunet_semisam.sam.embedded.shapes import LabelMap, random_label_map
 
 
-
 @dataclass(frozen=True)
 class Phase:
     """A part of the training: up to which step, and how strong the corruption of mask prompts may be.
