@@ -109,9 +109,9 @@ class SemiSAM(Base):
             self.trust = settle_trust(self, self.sam_assisted.labeler, (resumed or {}).get("trust"))
             tune_generalist(self, self.sam_assisted.labeler.backend)
             self.sam_assisted = self.sam_assisted if any(self.trust.values()) else None
-        if resumed is not None and self.local_rank == 0:
+        if resumed and self.local_rank == 0:
             restore_random_state(resumed["random_state"])
-        elif resumed is not None:  # the file has the generators of rank 0; the others must not draw the same
+        elif resumed:  # the file has the generators of rank 0; the others must not draw the same
             seed_everything(self.iteration * 1000 + self.local_rank)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 (nnU-Net's name)
@@ -231,15 +231,14 @@ class SemiSAM(Base):
     def build_sam(self) -> SamAssisted | None:
         """The method with SAM at its side; None where no term asks for SAM.
 
-        SAM gets a first look at an empty patch: channels or dimensions that it cannot serve are an error now, not when
-        the teacher first sees an object.
+        SAM gets a first look at an empty patch: what it cannot serve is an error now, not after hours.
         """
         if self.semisam.sam is None or "sam" not in self.semisam.active_terms():
             return None
         backend = build_backend(self.semisam.sam, self.device, self.configuration_manager.spacing)
         labeler = SamLabeler(backend, self.semisam.sam, self.outputs)
-        patch_size = self.configuration_manager.patch_size
-        labeler.probe(torch.zeros(1, self.num_input_channels, *patch_size, device=self.device))
+        patch = (1, self.num_input_channels, *self.configuration_manager.patch_size)
+        labeler.probe(torch.zeros(patch, device=self.device))
         return SamAssisted(self.method, labeler)
 
     def write_configuration(self, pool: Mapping[str, Path]) -> None:
