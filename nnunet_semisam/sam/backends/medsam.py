@@ -8,7 +8,6 @@ and masks are not handed on. Its IoU head was not trained, so the IoU is estimat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,26 +23,8 @@ from nnunet_semisam.types import Prompts, SamPrediction
 class MedSam(SegmentAnything):
     """MedSAM at a working resolution of choice; 1024 is what it was trained at.
 
-    Args:
-        checkpoint, model, input_size, channels, max_planes: as `SegmentAnything`.
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as `SegmentAnything`.
+    Arguments and errors are those of `SegmentAnything`.
     """
-
-    def __init__(
-        self,
-        checkpoint: str | None,
-        device: torch.device,
-        *,
-        model: str | None = None,
-        input_size: int = 448,
-        channels: Sequence[int] | None = None,
-        max_planes: int = 8,
-    ) -> None:
-        super().__init__(
-            checkpoint, device, model=model, input_size=input_size, channels=channels, max_planes=max_planes
-        )
 
     def heard(self, prompts: Prompts) -> Prompts:
         """The boxes alone.
