@@ -14,7 +14,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,9 @@ class Phase:
 
 # first learn to use the image, then to spare good prompts; a second cycle learns all of it, boxes and points more often
 MORE_BOXES = {"mask": 0.6, "box": 0.16, "box and point": 0.12, "points": 0.12}
-SETTINGS = {  # grid of the frame, side of synthetic patches, width, pool of label maps, batch, phases
+SETTINGS: dict[
+    int, dict[str, Any]
+] = {  # grid of the frame, side of synthetic patches, width, pool of label maps, batch, phases
     2: {"grid": 64, "side": 96, "width": 40, "maps": 3000, "batch": 24}
     | {"phases": (Phase(409, 1.2, 900), Phase(900, 0.7, 900), Phase(2400, 1.0, 2400, MORE_BOXES))},
     3: {"grid": 32, "side": 40, "width": 32, "maps": 1200, "batch": 8}
@@ -87,8 +91,8 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first, steps):
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         phase = next(phase for phase in phases if step < phase.until)
-        drawn = {"hardest": phase.hardest, "kinds": phase.kinds}
-        examples = [draw_example(maps, settings["grid"], rng, **drawn) for _ in range(settings["batch"])]
+        draw = partial(draw_example, maps, settings["grid"], rng, hardest=phase.hardest, kinds=phase.kinds)
+        examples = [draw() for _ in range(settings["batch"])]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, phases)
         seen.append(_update(network, average, optimizer, examples, step))
