@@ -38,7 +38,7 @@ from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
-from nnunet_semisam.trust import settle_trust
+from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
 from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
 
@@ -106,7 +106,7 @@ class SemiSAM(Base):
                 self.teacher.load_state_dict(resumed["teacher"])
         super().on_train_start()
         if self.sam_assisted is not None:
-            self.trust = settle_trust(self, self.sam_assisted.labeler, (resumed or {}).get("trust"))
+            self.trust = settle_trust(self, self.sam_assisted.labeler, tested_trust(resumed))
             tune_generalist(self, self.sam_assisted.labeler.backend)
             self.sam_assisted = self.sam_assisted if any(self.trust.values()) else None
         if resumed and self.local_rank == 0:

@@ -24,8 +24,9 @@ from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
 
 FILE = "semisam_trust.json"
 DICE = 0.75  # of the test's prompts: about a teacher that SAM can still help
-PATCHES = 24  # at most, over all classes; one per class where there are more
+PATCHES = 24  # at most, or one per class where there are more classes
 PATCHES_PER_CLASS = 12
+MOST_CASES = 12  # held in memory: evenly spread over the fold's list
 
 
 def settle_trust(
@@ -54,6 +55,12 @@ def settle_trust(
     return trust
 
 
+def tested_trust(resumed: Mapping[str, Any] | None) -> Mapping[str, float] | None:
+    """The verdict in a checkpoint; None if it has none, or has what a configuration said."""
+    sam = (resumed or {}).get("configuration", {}).get("sam") or {}
+    return (resumed or {}).get("trust") if sam.get("trust") == "auto" else None
+
+
 def configured_trust(config: SamConfig, names: Sequence[str]) -> dict[str, float]:
     """The trust that the configuration gives each foreground class; 1 for those that it does not name.
 
@@ -70,7 +77,8 @@ def configured_trust(config: SamConfig, names: Sequence[str]) -> dict[str, float
 def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[str], names: Sequence[str]) -> list[Row]:
     """One row for each foreground class that the cases show, from prompts of Dice `DICE`."""
     folder = str(trainer.preprocessed_dataset_folder)
-    labeled = load_labeled_cases(folder, cases, trainer.label_manager)
+    few = list(dict.fromkeys(cases[number * len(cases) // MOST_CASES] for number in range(MOST_CASES)))
+    labeled = load_labeled_cases(folder, few, trainer.label_manager)
     outputs: OutputSpace = labeler.outputs
     heads = outputs.foreground_heads
     count = min(PATCHES_PER_CLASS, max(1, PATCHES // len(heads)))

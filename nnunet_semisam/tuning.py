@@ -94,7 +94,8 @@ def _tune_or_load(
     trainer.print_to_log_file(f"semisam: tuned {asked['config'].tune} steps, {time.perf_counter() - began:.0f} s")
     if not trainer.disable_checkpointing:
         state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
-        write_atomically({"key": key, "cases": [case.name for case in cases], "state": state}, file)
+        content = {"key": key, "cases": [case.name for case in cases], "sum": checksum(state), "state": state}
+        write_atomically(content, file)
 
 
 def fingerprint(module: nn.Module, cases: Sequence[LabeledCase], settings: dict[str, Any]) -> str:
@@ -106,6 +107,14 @@ def fingerprint(module: nn.Module, cases: Sequence[LabeledCase], settings: dict[
         digest.update(case.name.encode())
         for part in (case.image, case.truth, case.valid):
             digest.update(str(tuple(part.shape)).encode() + _bytes(part))
+    return digest.hexdigest()
+
+
+def checksum(state: dict[str, Tensor]) -> str:
+    """A hash of tensors and their names: `torch.load` does not notice a flipped bit."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode() + _bytes(tensor))
     return digest.hexdigest()
 
 
@@ -121,7 +130,9 @@ def _read(file: str, key: str) -> dict[str, Tensor] | None:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file makes the unpickler fail in any way
         return None
-    return content["state"] if isinstance(content, dict) and content.get("key") == key else None
+    if not isinstance(content, dict) or content.get("key") != key or not isinstance(content.get("state"), dict):
+        return None
+    return content["state"] if content.get("sum") == checksum(content["state"]) else None
 
 
 def _told(report: Report | None, labels: dict[str, Any]) -> list[str]:

@@ -75,12 +75,13 @@ class PseudoLabel:
     Always float32 and without gradient. A confidence of 0 takes the voxel out of the loss.
 
     Args:
-        scale: factor of the loss; above 1 where the voxels with confidence are a sample of those worth asking about.
+        scale: factor of each patch's confidence in the loss; above 1 where the voxels with confidence are a sample of
+            those worth asking about.
     """
 
     prob: Float[Tensor, "U K *S"]
     confidence: Float[Tensor, "U 1 *S"]  # in [0, 1]
-    scale: float = 1.0
+    scale: Float[Tensor, "U ..."] | float = 1.0  # (U, 1, 1, …)
 
     @classmethod
     def certain(cls, prob: Float[Tensor, "U K *S"]) -> PseudoLabel:

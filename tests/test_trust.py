@@ -1,6 +1,7 @@
 """Trust in SAM by class: tested on the labeled training cases, kept over a resume, blind to all other labels."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -194,3 +195,28 @@ def test_heads_have_the_names_of_dataset_json():
     assert head_names(LabelManager(labels, None)) == ["background", "a", "b"]
     regions = {"whole": [1, 2], "background": 0, "core": 1, "ignore": 3}
     assert head_names(LabelManager(regions, [2, 1])) == ["whole", "core"]
+
+
+def test_trust_is_settled_before_tuning_which_is_left_out_where_nobody_is_trusted(toy, monkeypatch):  # noqa: F811
+    """Asked about cases that it has learned, a tuned generalist would pass any test."""
+    order = []
+    settle = module.settle_trust
+    monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", lambda *a: order.append("trust") or settle(*a))
+    monkeypatch.setattr("nnunet_semisam.tuning._tune_or_load", lambda *a: order.append("tune"))
+    monkeypatch.setattr(
+        StubSam, "tuning_task", lambda self, cases, **asked: types.SimpleNamespace(module=None), raising=False
+    )
+    for trust in (None, {"ball": 0, "shell": 0}):
+        use(monkeypatch, StubSam())
+        configuration = section(trust)
+        configuration["sam"]["tune"] = 3
+        build(nnUNetTrainerSemiSAM, configuration).on_train_start()
+    assert order == ["trust", "tune", "trust"]
+
+
+def test_a_resumed_run_takes_over_what_was_tested_not_what_was_configured():
+    resumed = {"trust": {"ball": 1.0}, "configuration": {"sam": {"trust": "auto"}}}
+    assert module.tested_trust(resumed) == {"ball": 1.0}
+    assert module.tested_trust(resumed | {"configuration": {"sam": {"trust": None}}}) is None
+    assert module.tested_trust(resumed | {"configuration": {"sam": None}}) is None
+    assert module.tested_trust(None) is None

@@ -222,3 +222,15 @@ def test_at_most_some_cases_are_held_in_memory(tunable, monkeypatch):
     trainer.dataset_class = nnUNetDatasetBlosc2
     monkeypatch.setattr(tuning, "read_split", lambda *_, **__: None)
     assert [case.name for case in tuning.labeled_cases(trainer)] == ["l0", "l1"]
+
+
+def test_a_flipped_bit_in_the_file_is_noticed(tmp_path):
+    file, state = str(tmp_path / "tuned.pt"), {"weight": torch.ones(4)}
+    content = {"key": "k", "cases": ["a"], "sum": tuning.checksum(state), "state": state}
+    torch.save(content, file)
+    assert torch.equal(tuning._read(file, "k")["weight"], torch.ones(4))
+    assert tuning._read(file, "another") is None
+    torch.save(content | {"state": {"weight": torch.tensor([1, 1, 1, 1.5])}}, file)
+    assert tuning._read(file, "k") is None
+    torch.save({"key": "k"}, file)
+    assert tuning._read(file, "k") is None

@@ -90,8 +90,9 @@ def missing_checkpoint(section: Mapping[str, Any]) -> str | None:
 
 
 def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Merges dictionaries key by key; `sam.trust` is replaced, or a misspelt class could never be taken out again."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+        if key != "trust" and isinstance(value, Mapping) and isinstance(target.get(key), dict):
             _lay_over(target[key], value)
         else:
             target[key] = value
@@ -104,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-p", default="nnUNetPlans", help="plans identifier (default: %(default)s)")
     parser.add_argument("--name", help="name of the written configuration (default: <-c>_semisam)")
     parser.add_argument("--method", help="semi-supervised method, e.g. mean_teacher, fixmatch")
-    parser.add_argument("--sam", help="generalist, e.g. embedded, segment_anything; 'none' switches it off")
+    parser.add_argument(
+        "--sam",
+        help="embedded, segment_anything, medsam, sam_med3d, ensemble, or a dotted module; 'none' switches it off",
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -133,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
     if missing := missing_checkpoint(written):
         print(f"WARNING: on this machine training would stop: {missing}", file=sys.stderr)
+    print(f"check it: nnUNetv2_semisam_check -d {args.d} -c {name} -p {args.p}")
     print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")
 
 

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dice", type=_share, default=0.75, help="of corrupted prompts (default: %(default)s)")
     parser.add_argument("--each-kind", action="store_true", help="also mask, box and points alone")
-    parser.add_argument("--patches", type=int, default=12, metavar="N", help="per class (default: %(default)s)")
+    parser.add_argument("--patches", type=_count, default=12, metavar="N", help="per class (default: %(default)s)")
     parser.add_argument("-tr", default="nnUNetTrainerSemiSAM", metavar="TRAINER", help="of the model that prompts")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s")
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="for table, JSON and pictures (default: with results)")
@@ -179,7 +179,7 @@ def _run(args: argparse.Namespace, task: Task, prompts: dict[str, Any], folder: 
                     if asked is not None:
                         found[kinds].append(asked)
                         if kinds == task.config.prompts and len(found[kinds]) <= SHOWN:
-                            draw(patch, head, asked, folder / f"{name}_{source}_{number}.png".replace(" ", "_"))
+                            draw(patch, head, asked, folder / f"{_file_name(name)}_{source}_{number}.png")
             for kinds, answers in found.items():
                 if answers:
                     rows.append(summarize([a.trial for a in answers], name=name, source=source, kinds=kinds))
@@ -187,6 +187,18 @@ def _run(args: argparse.Namespace, task: Task, prompts: dict[str, Any], folder: 
             if not any(found.values()):
                 print(f"{name}, {source}: no object of {task.config.min_voxels} voxels in {len(chosen)} patch(es)")
     return rows, trials
+
+
+def _count(text: str) -> int:
+    """A number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
+def _file_name(class_name: str) -> str:
+    """A class name as part of a file name: classes may be called "left/right kidney"."""
+    return "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in class_name)
 
 
 def _distinct(patches: list[LabeledCase]) -> list[LabeledCase]:

@@ -57,7 +57,7 @@ class SemiMethod(abc.ABC):
     ) -> dict[str, Float[Tensor, ""]]:
         """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all."""
         prob = self.outputs.prob(full_resolution(student(self.student_view(unlabeled))))
-        return {name: p.scale * soft_mse(prob, p.prob, p.confidence) for name, p in pseudo.items()}
+        return {name: soft_mse(prob, p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
 
 
 def build_perturbation(args: Any) -> Perturbation:

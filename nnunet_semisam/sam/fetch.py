@@ -96,7 +96,7 @@ def sha256_of(file: Path) -> str:
 
 def _transfer(download: Download, say: Callable[[str], None]) -> None:
     """Fills the part file, over as many connections as it takes."""
-    part, failures = download.part, 0
+    part, failures, furthest = download.part, 0, download.part.stat().st_size
     while part.stat().st_size != download.size:
         before = part.stat().st_size
         try:
@@ -112,7 +112,8 @@ def _transfer(download: Download, say: Callable[[str], None]) -> None:
             reason = f"{error.code} {error.reason}"
         except INTERRUPTED as error:
             reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-        failures = 1 if part.stat().st_size > before else failures + 1
+        failures = 1 if part.stat().st_size > furthest else failures + 1
+        furthest = max(furthest, part.stat().st_size)
         if failures >= download.tries:
             raise FetchError(f"{download.url} cannot be reached after {failures} tries in a row: {reason}")
         wait = download.pause * 2 ** (failures - 1)
@@ -135,7 +136,7 @@ def _connect(download: Download) -> None:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             offset = 0
         length = response.headers.get("Content-Length")
-        total = None if length is None else offset + int(length)
+        total = offset + int(length) if length is not None and length.strip().isdigit() else None
         _require_room(download, total, offset)
         with open(download.part, "r+b") as file:
             file.truncate(offset)

@@ -24,13 +24,13 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Planes:
     """V chosen planes of U patches: patch number and position along `axis`. Without axis, the patches as they are.
 
-    `stand_for` is how many planes with something to ask about there are for each chosen one.
+    `stand_for` is how many planes with something to ask about each patch has for each chosen one.
     """
 
     axis: int | None = None
     image: Int64[Tensor, " V"] | None = None
     position: Int64[Tensor, " V"] | None = None
-    stand_for: float = 1.0
+    stand_for: Float[Tensor, " U"] | None = None
 
     def take(self, volume: Shaped[Tensor, "U C *S"]) -> Shaped[Tensor, "V C *T"]:
         """The planes of a patch-shaped tensor (image, probabilities or masks alike), the other axes in their order."""
@@ -50,7 +50,8 @@ class Planes:
         confidence = torch.zeros_like(prob[:, :1])
         prob.movedim(self.axis + 2, 1)[self.image, self.position] = pseudo.prob
         confidence.movedim(self.axis + 2, 1)[self.image, self.position] = pseudo.confidence
-        return PseudoLabel(prob, confidence, self.stand_for)
+        scale = 1.0 if self.stand_for is None else self.stand_for.view(-1, *[1] * (prob.ndim - 1))
+        return PseudoLabel(prob, confidence, scale)
 
 
 def choose_planes(
@@ -76,7 +77,9 @@ def choose_planes(
         for position in _spread(row.nonzero()[:, 0].tolist(), budget, offset)
     ]
     pairs = torch.tensor(chosen, dtype=torch.int64, device=objects.device).reshape(-1, 2)
-    return Planes(normal, pairs[:, 0], pairs[:, 1], stand_for=int(promptable.sum()) / max(len(chosen), 1) or 1.0)
+    shown = promptable.sum(1)
+    stand_for = (shown / shown.clamp(min=1, max=budget)).clamp(min=1)
+    return Planes(normal, pairs[:, 0], pairs[:, 1], stand_for)
 
 
 def sensible_axes(shape: tuple[int, ...]) -> list[int]:

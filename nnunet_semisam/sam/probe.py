@@ -26,6 +26,7 @@ from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.patches import patch_around
 from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
+PIECES = 64  # of a class that are asked about at most: a piece without an answer would count against the generalist
 CERTAINTY = 0.95  # of a made-up teacher, inside an object
 SOFTNESS = 1.0  # voxels: width of its doubt at borders
 
@@ -66,7 +67,9 @@ class Prober:
 
     def __init__(self, backend: SamBackend, config: SamConfig, outputs: OutputSpace, device: torch.device) -> None:
         self.listener, self.outputs, self.device = _Listener(backend), outputs, device
-        self.labeler = SamLabeler(self.listener, replace(config, min_agreement=0.0, min_stability=0.0), outputs)
+        pieces = config.components and PIECES
+        asked = replace(config, min_agreement=0.0, min_stability=0.0, components=pieces)
+        self.labeler = SamLabeler(self.listener, asked, outputs)
 
     def ask(self, patch: LabeledCase, prob: Float[Tensor, "K *S"], head: int, *, iteration: int = 0) -> Asked | None:
         """The trial for one head; None where nothing is prompted (the mask is too small).

@@ -128,3 +128,12 @@ def test_command_writes_the_configuration(folder, capsys):
     assert "nnUNetv2_train Dataset555_Toy 2d_semisam" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="num_epoch"):
         main(["-d", "Dataset555_Toy", "-c", "2d", "--set", "num_epoch=3"])
+
+
+def test_a_class_in_trust_can_be_taken_out_again(plans_file):
+    written = []
+    for text in ('sam.trust={"hart":0}', 'sam.trust={"heart":0}'):
+        section: dict = {}
+        set_key(section, text)
+        written.append(write_configuration(plans_file, base="3d_fullres", name="x", section=section)["sam"]["trust"])
+    assert written == [{"hart": 0}, {"heart": 0}]

@@ -103,3 +103,10 @@ def test_the_picture_shows_a_plane_that_was_asked_about(along):
 
     index = plane_of(torch.from_numpy(voxels), torch.from_numpy(truth))
     assert index[along] == 3 and [i for i in index if isinstance(i, slice)] == [slice(None)] * 2
+
+
+def test_a_case_that_is_hidden_as_well_is_no_training_case(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["a", "b"], "unlabeled": ["b"], "val": ["c"]}]))
+    with pytest.raises(ValueError, match="b"):
+        training_cases(file, 0, known=["a", "b", "c"])

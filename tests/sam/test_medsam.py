@@ -7,6 +7,7 @@ import torch
 
 from nnunet_semisam.sam.backends.medsam import MedSam
 from nnunet_semisam.sam.base import expected_iou
+from nnunet_semisam.sam.tuning import Tunable
 
 CPU = torch.device("cpu")
 
@@ -51,3 +52,12 @@ def test_expected_iou_by_hand():
     # probabilities 3/4, 3/4, 1/4, 1/4: expected intersection 1.5, expected union 2 + 0.5
     vague = torch.tensor([[3.0, 3.0, 1 / 3, 1 / 3]]).log()
     assert expected_iou(vague).item() == pytest.approx(1.5 / 2.5)
+
+
+def test_messages_name_this_backend_and_its_file():
+    with pytest.raises(ValueError, match=r"'medsam' ships no weights; set sam.checkpoint to .*medsam_vit_b.pth"):
+        MedSam(None, CPU)
+
+
+def test_it_is_not_tuned_on_prompts_that_it_never_hears(medsam):
+    assert not isinstance(medsam, Tunable)

@@ -96,10 +96,21 @@ def test_identity_without_an_axis():
 @pytest.mark.parametrize("budget, stand_for", [(4, 3.0), (12, 1.0), (20, 1.0)])
 def test_chosen_planes_stand_for_the_others(budget, stand_for):
     planes = choose(objects(), budget=budget)  # 12 planes show the object
-    assert planes.stand_for == stand_for
+    assert (planes.stand_for[planes.image.unique()] == stand_for).all()
     pseudo = PseudoLabel(planes.take(torch.rand(2, 1, 20, 32, 44)), planes.take(torch.ones(2, 1, 20, 32, 44)))
-    assert planes.scatter(pseudo, torch.rand(2, 1, 20, 32, 44)).scale == stand_for
-    assert choose(torch.zeros_like(objects())).stand_for == 1.0
+    scale = planes.scatter(pseudo, torch.rand(2, 1, 20, 32, 44)).scale
+    assert scale.shape == (2, 1, 1, 1, 1) and torch.equal(scale.flatten(), planes.stand_for)
+    assert (choose(torch.zeros_like(objects())).stand_for == 1.0).all()
+
+
+def test_each_patch_stands_for_its_own_planes():
+    """A patch that shows an object on 2 planes must not get the weight of one that shows it on 12."""
+    seen = objects()[:1].repeat(2, 1, 1, 1, 1)
+    shown = seen[0].any(0).flatten(1).any(1).nonzero()[:, 0]
+    seen[1, :, shown[2:]] = False
+    planes = choose(seen, budget=4)
+    counted = [(planes.stand_for[image] * (planes.image == image).sum()).item() for image in (0, 1)]
+    assert counted == [len(shown), 2]
 
 
 def test_masks_are_taken_as_masks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -179,3 +180,28 @@ def test_answers_worse_than_their_prompts_are_not_trusted():
     row = summarize([trial(0.75, 0.74), trial(0.75, 0.75)], name="x", source="corrupted", kinds=["mask"])
     assert not row.helps and "do not trust it" in sentence(row) and math.isnan(row.rank)
     assert "| – |" in markdown([row])
+
+
+class OnePiece(Oracle):
+    """Answers for the piece in the box alone."""
+
+    def decode(self, embedding, prompts):
+        answer = super().decode(embedding, prompts)
+        inside = torch.full_like(answer.mask_logits, -5)
+        for row, (low, high) in enumerate(prompts.boxes.long().tolist()):
+            part = (row, *(slice(a, b) for a, b in zip(low, high, strict=True)))
+            inside[part] = answer.mask_logits[part]
+        return SamPrediction(inside, answer.iou_predictions)
+
+
+def test_a_class_of_many_pieces_is_judged_by_all_of_them():
+    """Training asks about the largest pieces only and leaves out the others, which must not count as missed."""
+    shape = (24, 24, 24)
+    label = torch.zeros(shape, dtype=torch.int64)
+    for corner in itertools.product((2, 14), repeat=3):
+        label[tuple(slice(start, start + 7) for start in corner)] = 1
+    truth = torch.stack([label == head for head in range(3)])
+    case = LabeledCase("lesions", label[None].float(), truth, torch.ones(shape, dtype=torch.bool))
+    prob = corrupted_prob(case, 1, LABELS, wanted=0.75, number=0)
+    asked = ask(OnePiece(), prob, 1, case=case, components=2)
+    assert asked.trial.prompt < 0.85 and asked.trial.answer > 0.97

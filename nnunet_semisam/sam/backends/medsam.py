@@ -26,6 +26,9 @@ class MedSam(SegmentAnything):
     Arguments and errors are those of `SegmentAnything`.
     """
 
+    name, example = "medsam", "medsam_vit_b.pth"
+    tuning_task = None  # tuning draws clicks and masks, which are not heard
+
     def heard(self, prompts: Prompts) -> Prompts:
         """The boxes alone.
 
@@ -40,9 +43,9 @@ class MedSam(SegmentAnything):
         """The IoU to expect from the answer itself."""
         return expected_iou(logits)
 
-    def decode(self, embedding, prompts: Prompts) -> SamPrediction:
+    def answer(self, embedding, prompts: Prompts) -> SamPrediction:
         """One mask per item, by its box."""
-        return super().decode(embedding, self.heard(prompts))
+        return super().answer(embedding, self.heard(prompts))
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         side = self.sam.image_encoder.img_size

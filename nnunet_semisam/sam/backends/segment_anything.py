@@ -58,6 +58,7 @@ class SegmentAnything(SamBackend):
     """
 
     ndims: tuple[int, ...] = (2,)
+    name, example = "segment_anything", "sam_vit_b_01ec64.pth"  # of this backend and its checkpoint, for messages
 
     def __init__(
         self,
@@ -69,7 +70,13 @@ class SegmentAnything(SamBackend):
         channels: Sequence[int] | None = None,
         max_planes: int = 8,
     ) -> None:
-        self._adopt(load_sam(checkpoint, model), device, input_size, channels, max_planes)
+        self._adopt(
+            load_sam(checkpoint, model, backend=self.name, example=self.example),
+            device,
+            input_size,
+            channels,
+            max_planes,
+        )
 
     @classmethod
     def from_network(
@@ -251,15 +258,21 @@ def set_input_size(sam: Any, size: int) -> None:
     prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
 
 
-def load_sam(checkpoint: str | None, model: str | None) -> nn.Module:
+def load_sam(
+    checkpoint: str | None,
+    model: str | None,
+    *,
+    backend: str = "segment_anything",
+    example: str = "sam_vit_b_01ec64.pth",
+) -> nn.Module:
     """The network with the weights of `checkpoint`; errors name the file and the cure."""
     try:
         from segment_anything import sam_model_registry
     except ImportError as error:
         raise ImportError(
-            "semisam: sam.backend 'segment_anything' needs the package: pip install segment-anything==1.0 torchvision"
+            f"semisam: sam.backend {backend!r} needs the package: pip install segment-anything==1.0 torchvision"
         ) from error
-    weights = read_weights(checkpoint, backend="segment_anything", example="sam_vit_b_01ec64.pth")
+    weights = read_weights(checkpoint, backend=backend, example=example)
     model = model or _kind(checkpoint, weights)
     if model not in KINDS.values():
         raise ValueError(f"semisam: sam.backend_args.model is {model!r}; known are {', '.join(KINDS.values())}")
