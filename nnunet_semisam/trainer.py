@@ -135,6 +135,8 @@ class SemiSAM(Base):
     def train_step(self, batch: dict) -> dict:
         """One iteration: nnU-Net's loss on labeled patches, and what the method asks on unlabeled ones."""
         weights = self.semisam.weights(self.iteration, self.num_epochs * self.num_iterations_per_epoch)
+        if self.sam_assisted is None:  # there is none, or it is trusted with no class
+            weights.pop("sam", None)
         step = self.semi_supervised_step(batch, weights) if any(weights.values()) else super().train_step(batch)
         if self.teacher is not None:
             self.teacher.update(self.network, self.iteration)

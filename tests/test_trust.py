@@ -93,6 +93,15 @@ def test_without_any_trust_sam_is_not_asked_and_a_warning_says_so(toy, monkeypat
         assert trainer.trust == {"ball": 0, "shell": 0} and asked == []
         assert "WARNING: semisam: SAM is trusted with no class" in log_of(trainer)
         assert "loss/sam" not in trainer.curves.epochs and "loss/consistency" in trainer.curves.epochs
+        assert "weight/sam" not in trainer.curves.epochs
+
+
+def test_without_trust_and_other_terms_the_stock_step_runs(toy, monkeypatch):  # noqa: F811
+    use(monkeypatch, OneClassSam())
+    settings = section({"ball": 0, "shell": 0})
+    trainer = build(nnUNetTrainerSemiSAM, settings | {"terms": {"consistency": {"weight": 0}}})
+    monkeypatch.setattr(trainer, "semi_supervised_step", lambda *given: pytest.fail("the unlabeled pass is wasted"))
+    trainer.run_training()
 
 
 def test_the_work_is_bounded(toy, monkeypatch):  # noqa: F811

@@ -75,18 +75,13 @@ def check_section(section: Mapping[str, Any]) -> None:
         check_backend_args(config.sam)
 
 
-def missing_checkpoint(section: Mapping[str, Any]) -> str | None:
-    """Where `sam.checkpoint` was looked for, if training will need the file and this machine does not have it."""
+def missing_files(section: Mapping[str, Any]) -> list[str]:
+    """Checkpoints of generalists that training will need and that this machine does not have, in words."""
     from nnunet_semisam.config import SemiSAMConfig
-    from nnunet_semisam.paths import find_checkpoint
+    from nnunet_semisam.sam import missing_checkpoints
 
     config = SemiSAMConfig().with_section(section)
-    if "sam" in config.active_terms() and config.sam.checkpoint is not None:
-        try:
-            find_checkpoint(config.sam.checkpoint)
-        except FileNotFoundError as error:
-            return str(error)
-    return None
+    return missing_checkpoints(config.sam) if "sam" in config.active_terms() else []
 
 
 def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -135,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"nnUNetv2_semisam_plan: {error}") from error
     print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
-    if missing := missing_checkpoint(written):
+    for missing in missing_files(written):
         print(f"WARNING: on this machine training would stop: {missing}", file=sys.stderr)
     print(f"check it: nnUNetv2_semisam_check -d {args.d} -c {name} -p {args.p}")
     print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")

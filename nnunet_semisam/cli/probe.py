@@ -45,7 +45,7 @@ def probe(args: argparse.Namespace) -> int:
 
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task, model_folder, folder = _open(args, device)
-    folder = args.o or folder
+    folder = _unused(args.o or folder)
     print(f"{task.name}: {len(task.cases)} labeled training case(s): {', '.join(case.name for case in task.cases)}")
     prompts: dict[str, Callable[[LabeledCase, int, int], Tensor]] = _prompts(args, task, model_folder)
     if "model" in prompts:
@@ -60,6 +60,15 @@ def probe(args: argparse.Namespace) -> int:
     (folder / "probe.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(f"written: {folder}")
     return 0
+
+
+def _unused(folder: Path) -> Path:
+    """The folder, or where it has the results of an earlier probe, one beside it with a number."""
+    number, chosen = 1, folder
+    while (chosen / "probe.json").exists():
+        number += 1
+        chosen = folder.with_name(f"{folder.name}_{number}")
+    return chosen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

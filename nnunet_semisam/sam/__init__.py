@@ -58,7 +58,7 @@ def build_backend(config: SamConfig, device: torch.device, spacing: Sequence[flo
         ValueError: unknown backend, or a backend argument that it does not take.
         FileNotFoundError: `config.checkpoint` is given but is no file.
     """
-    backend = check_backend_args(config)
+    backend: Callable[..., SamBackend] = check_backend_args(config)
     checkpoint = None if config.checkpoint is None else str(find_checkpoint(config.checkpoint))
     arguments = dict(config.backend_args)
     if spacing is not None and "spacing" in _backend_args(backend):
@@ -66,14 +66,14 @@ def build_backend(config: SamConfig, device: torch.device, spacing: Sequence[flo
     return backend(checkpoint, device, **arguments)
 
 
-def check_backend_args(config: SamConfig) -> Callable[..., SamBackend]:
+def check_backend_args(config: SamConfig) -> type[SamBackend]:
     """The configured backend class, which takes the names and types in `backend_args`. Opens no checkpoint.
 
     Raises:
-        ValueError: unknown backend or backend argument (the message lists the known ones), or a value of another type
-            than the constructor's annotation asks for.
+        ValueError: unknown backend or backend argument (the message lists the known ones), a value of another type
+            than the constructor's annotation asks for, or prompts that the backend does not hear.
     """
-    backend: Callable[..., SamBackend] = find_backend(config.backend)
+    backend = find_backend(config.backend)
     known = _backend_args(backend)
     hints = argument_types(backend)
     for name, value in config.backend_args.items():
@@ -84,7 +84,33 @@ def check_backend_args(config: SamConfig) -> Callable[..., SamBackend]:
             )
         if not fits(value, hints.get(name, Any)):
             raise ValueError(f"semisam: sam.backend_args.{name} is {value!r}; it must be {in_words(hints[name])}")
+    for member in backend.members_of(config):
+        check_backend_args(member)
+    if not set(config.prompts) & set(backend.hears) - {"negative_points"}:
+        raise ValueError(
+            f"semisam: sam.prompts is {', '.join(config.prompts)}, but sam.backend {config.backend!r} hears "
+            f"{', '.join(backend.hears)} only; add one of them to sam.prompts"
+        )
     return backend
+
+
+def missing_checkpoints(config: SamConfig) -> list[str]:
+    """What keeps the backend, or a member of it, from being built on this machine: a file that is not there, or none.
+
+    The configuration has passed `check_backend_args`.
+    """
+    backend, missing = find_backend(config.backend), []
+    if config.checkpoint is None and backend.needs_checkpoint:
+        missing.append(
+            f"semisam: sam.backend {config.backend!r} needs a checkpoint; set sam.checkpoint to a file "
+            "(nnUNetv2_semisam_sam list tells what there is)"
+        )
+    if config.checkpoint is not None:
+        try:
+            find_checkpoint(config.checkpoint)
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    return missing + [text for member in backend.members_of(config) for text in missing_checkpoints(member)]
 
 
 def _backend_args(backend: Callable[..., SamBackend]) -> list[str]:

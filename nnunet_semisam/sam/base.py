@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnunet_semisam.config import PROMPT_KINDS, SamConfig
 from nnunet_semisam.types import Prompts, SamPrediction
 
 
@@ -20,6 +22,13 @@ class SamBackend(abc.ABC):
     """
 
     ndims: tuple[int, ...]  # numbers of spatial axes served natively; of the class, or of what it was built from
+    hears: tuple[str, ...] = PROMPT_KINDS  # kinds of prompts that are not ignored
+    needs_checkpoint: bool = False  # is there nothing that ships
+
+    @classmethod
+    def members_of(cls, config: SamConfig) -> Sequence[SamConfig]:
+        """Configurations of the backends that this one is made of; an ensemble has some."""
+        return ()
 
     @abc.abstractmethod
     def embed(self, image: Float[Tensor, "U C *S"]) -> Any:

@@ -126,17 +126,21 @@ def truth_prob(patch: LabeledCase, head: int, outputs: OutputSpace) -> Float[Ten
 def corrupted_prob(
     patch: LabeledCase, head: int, outputs: OutputSpace, *, wanted: float, number: int
 ) -> Float[Tensor, "K *S"]:
-    """A teacher whose mask of every object has about the `wanted` Dice.
+    """A teacher whose mask of `head` and of every object near it has about the `wanted` Dice; far ones are right.
 
     Args:
         head: keeps its corrupted mask where those of several labels overlap.
         number: another number, another corruption; the same one, the same.
     """
-    masks = torch.zeros_like(patch.truth)
+    masks = patch.truth.clone()
+    place = _surroundings(patch.truth[head]) if patch.truth[head].any() else None
     for other in outputs.foreground_heads:
         if patch.truth[other].any():
             near = _surroundings(patch.truth[other])
+            if place is not None and not _meet(place, near):
+                continue
             rng = _generator(f"corruption {patch.name} {other} {number}")
+            masks[other] = False
             masks[other][near] = corrupt_to_dice(patch.truth[other][near], wanted, rng)
     return teacher_like(masks, head, outputs)
 
@@ -162,6 +166,11 @@ def _surroundings(mask: Bool[Tensor, "*S"]) -> tuple[slice, ...]:
     reach = (high - low).clamp(min=4)
     sides = zip((low - reach).tolist(), (high + reach).tolist(), mask.shape, strict=True)
     return tuple(slice(max(start, 0), min(stop, side)) for start, stop, side in sides)
+
+
+def _meet(first: tuple[slice, ...], second: tuple[slice, ...]) -> bool:
+    """Have two windows a voxel in common?"""
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(first, second, strict=True))
 
 
 def _generator(name: str) -> torch.Generator:

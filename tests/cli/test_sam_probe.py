@@ -26,7 +26,8 @@ def planned(toy, tmp_path):  # noqa: F811
 
 def run(tmp_path, *more):
     assert main(["probe", "-d", NAME, "-c", "toy", "--patches", "2", "-o", str(tmp_path / "out"), *more]) == 0
-    return json.loads((tmp_path / "out" / "probe.json").read_text())
+    latest = max(tmp_path.glob("out*/probe.json"), key=lambda file: file.stat().st_mtime_ns)
+    return json.loads(latest.read_text())
 
 
 def timeless(content):
@@ -41,10 +42,18 @@ def test_table_json_and_pictures(planned, tmp_path, capsys):
     assert set(rows) == {(n, s, k) for n in ("ball", "shell") for s in ("truth", "corrupted") for k in (4, 1)}
     assert rows["ball", "truth", 4]["prompt"] == 1 and abs(rows["ball", "corrupted", 4]["prompt"] - 0.8) < 0.1
     assert len(content["rows"]) == 2 * 2 * 4 and len(content["trials"]) == 2 * sum(1 for _ in content["rows"])
-    assert "| ball | corrupted |" in told and "shell: of a perfect prompt" in told and told.count("trust it.") == 2
+    assert "| ball | corrupted |" in told and "shell: of a perfect prompt" in told and told.count(": trust it") == 2
     assert (tmp_path / "out" / "probe.md").read_text().strip() in told
     pictures = sorted(file.name for file in (tmp_path / "out").glob("*.png"))
     assert len(pictures) == 2 * 2 * 2 and pictures[0] == "ball_corrupted_0.png"
+
+
+def test_an_earlier_probe_is_kept(planned, tmp_path, capsys):
+    run(tmp_path)
+    first = (tmp_path / "out" / "probe.json").read_bytes()
+    again = run(tmp_path, "--dice", "0.6")
+    assert f"written: {tmp_path / 'out_2'}" in capsys.readouterr().out and again["dice"] == 0.6
+    assert (tmp_path / "out" / "probe.json").read_bytes() == first
 
 
 def test_only_labels_of_training_cases_matter(planned, tmp_path):

@@ -11,7 +11,13 @@ import torch
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.paths import checkpoint_folder, find_checkpoint
-from nnunet_semisam.sam import build_backend, check_backend_args, find_backend, list_backends
+from nnunet_semisam.sam import (
+    build_backend,
+    check_backend_args,
+    find_backend,
+    list_backends,
+    missing_checkpoints,
+)
 
 CPU = torch.device("cpu")
 OWN = """
@@ -123,6 +129,39 @@ def test_a_backend_argument_that_cannot_be_is_named_with_what_is_wanted(own, bac
     with pytest.raises(ValueError) as error:
         build_backend(SamConfig(backend=backend, backend_args={key: value}), CPU)
     assert str(error.value).startswith(f"semisam: sam.backend_args.{key} is {value!r}; ") and wanted in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "backend, prompts",
+    [("medsam", ("mask", "points")), ("sam_med3d", ("box",)), ("sam_med3d", ("box", "negative_points"))],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_prompts_that_a_backend_does_not_hear_are_refused_before_anything_is_loaded(backend, prompts, inside):
+    config = SamConfig(backend=backend, prompts=prompts)
+    if inside:  # an ensemble
+        members = [{"backend": "embedded"}, {"backend": backend}]
+        config = SamConfig(backend="ensemble", backend_args={"members": members}, prompts=prompts)
+    with pytest.raises(ValueError, match=f"sam.prompts is {', '.join(prompts)}, but sam.backend '{backend}' hears"):
+        check_backend_args(config)
+
+
+def test_a_mistaken_member_is_found_without_building_it():
+    members = [{"backend": "embedded", "backend_args": {"rounds": "many"}}]
+    with pytest.raises(ValueError, match="rounds is 'many'; it must be an integer"):
+        check_backend_args(SamConfig(backend="ensemble", backend_args={"members": members}))
+    with pytest.raises(ValueError, match="members is"):
+        check_backend_args(SamConfig(backend="ensemble"))
+
+
+def test_checkpoints_that_are_missing_are_told_for_every_member(tmp_path):
+    there = tmp_path / "there.pth"
+    there.touch()
+    members = [{"backend": "embedded"}, {"backend": "sam_med3d"}]
+    members += [{"backend": "segment_anything", "checkpoint": str(path)} for path in (there, tmp_path / "late.pth")]
+    missing = missing_checkpoints(SamConfig(backend="ensemble", backend_args={"members": members}))
+    assert len(missing) == 2
+    assert "'sam_med3d' needs a checkpoint; set sam.checkpoint" in missing[0] and "late.pth" in missing[1]
+    assert not missing_checkpoints(SamConfig())
 
 
 def test_right_backend_arguments_are_taken():

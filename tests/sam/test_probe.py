@@ -90,6 +90,18 @@ def test_corrupted_prompts_have_the_wanted_dice_and_touch_no_global_generator(he
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_objects_far_from_the_one_that_is_asked_about_are_not_corrupted():
+    """With many classes, spoiling all of them for each would take most of the time."""
+    truth = torch.zeros(4, 20, 20, 80, dtype=torch.bool)
+    truth[1, 6:14, 6:14, 6:14] = truth[2, 6:14, 6:14, 15:22] = truth[3, 6:14, 6:14, 60:70] = True
+    truth[0] = ~truth.any(0)
+    case = LabeledCase("row", torch.zeros(1, 20, 20, 80), truth, torch.ones(20, 20, 80, dtype=torch.bool))
+    outputs = OutputSpace(4)
+    hard = outputs.harden(corrupted_prob(case, 1, outputs, wanted=0.7, number=0)[None])[0] > 0
+    assert torch.equal(hard[3], truth[3])
+    assert not torch.equal(hard[1], truth[1]) and not torch.equal(hard[2], truth[2])
+
+
 @pytest.mark.parametrize("head", [1, 2])
 def test_a_generalist_that_knows_the_truth_gets_1(head):
     asked = ask(Oracle(), corrupted_prob(balls(), head, LABELS, wanted=0.7, number=0), head)
@@ -173,6 +185,8 @@ def test_a_row_says_what_the_trials_say():
     assert row.error == pytest.approx(torch.tensor([0.1, -0.1, 0.3]).std().item() / math.sqrt(3))
     assert (row.patches, row.objects, row.milliseconds) == (3, 6, 250)
     assert "| x | corrupted | mask | 3 | 6 | 0.700 | 0.800 | +0.100 | 67% | 1.00 | 250 |" in markdown([row])
+    assert sentence(row).startswith("x: trust it (not certain: chance alone may")  # 0.1 +- 0.115
+    row = summarize([trial(0.7, 0.8), trial(0.8, 0.9), trial(0.6, 0.7)], name="x", source="corrupted", kinds=["mask"])
     assert sentence(row).startswith("x: trust it. Prompts of Dice 0.700 (corrupted) get answers of 0.800 (+0.100 ±")
 
 

@@ -52,11 +52,15 @@ class Ensemble(SamBackend):
     ) -> None:
         if checkpoint is not None:
             raise _refused(f"sam.checkpoint is {checkpoint!r}", "name the checkpoint of each member in members")
-        if isinstance(members, (str, Mapping)) or not members:
-            raise _refused(f"members is {members!r}", 'give a list such as [{"backend": "embedded"}]')
-        configs = [_member(number, member) for number, member in enumerate(members)]
+        configs = _member_list(members)
         self.members = [build_backend(config, device, spacing) for config in configs]
         self.ndims = _common_ndims(configs, self.members)
+
+    @classmethod
+    def members_of(cls, config: SamConfig) -> list[SamConfig]:
+        """See `SamBackend`; members hear the prompts of the ensemble."""
+        members = _member_list(config.backend_args.get("members", ()))
+        return [dataclasses.replace(member, prompts=config.prompts) for member in members]
 
     @classmethod
     def of(cls, members: Sequence[SamBackend]) -> Ensemble:
@@ -109,6 +113,12 @@ def _mean(probs: list[Float[Tensor, "P *S"]], share: Float[Tensor, "M P"]) -> Fl
     for prob, own in zip(probs, share, strict=True):
         total += prob * own.view(-1, *[1] * (prob.ndim - 1))
     return total
+
+
+def _member_list(members: Any) -> list[SamConfig]:
+    if isinstance(members, (str, Mapping)) or not members:
+        raise _refused(f"members is {members!r}", 'give a list such as [{"backend": "embedded"}]')
+    return [_member(number, member) for number, member in enumerate(members)]
 
 
 def _member(number: int, member: Any) -> SamConfig:

@@ -27,6 +27,7 @@ class MedSam(SegmentAnything):
     """
 
     name, example = "medsam", "medsam_vit_b.pth"
+    hears = ("box",)
     tuning_task = None  # tuning draws clicks and masks, which are not heard
 
     def heard(self, prompts: Prompts) -> Prompts:

@@ -59,6 +59,8 @@ class SamMed3D(SamBackend):
     """
 
     ndims = (3,)
+    hears = ("points", "negative_points", "mask")
+    needs_checkpoint = True
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class SegmentAnything(SamBackend):
     """
 
     ndims: tuple[int, ...] = (2,)
+    needs_checkpoint = True
     name, example = "segment_anything", "sam_vit_b_01ec64.pth"  # of this backend and its checkpoint, for messages
 
     def __init__(

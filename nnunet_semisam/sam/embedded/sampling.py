@@ -16,7 +16,7 @@ from nnunet_semisam.sam.embedded.frame import Frame
 from nnunet_semisam.sam.embedded.network import BOX, VALID
 from nnunet_semisam.sam.embedded.noise import blur, chance, log_uniform, mask_box, uniform, whole
 from nnunet_semisam.sam.embedded.shapes import LabelMap
-from nnunet_semisam.sam.embedded.synthesis import draw_sample
+from nnunet_semisam.sam.embedded.synthesis import CLEAR, Contrast, draw_sample
 from nnunet_semisam.types import Prompts
 
 KINDS = {"mask": 0.76, "box": 0.08, "box and point": 0.08, "points": 0.08}  # prompt kinds and their share
@@ -40,12 +40,13 @@ def draw_example(
     *,
     hardest: float = 1.2,
     kinds: Mapping[str, float] = KINDS,
+    contrast: Contrast = CLEAR,
 ) -> Example:
     """Everything about one example is drawn from `rng`; `hardest` is the largest strength of corruption.
 
     `kinds` are the shares out of which the kind of prompt is drawn where `kind` does not name it.
     """
-    image, truth = draw_sample(maps, rng)
+    image, truth = draw_sample(maps, rng, contrast)
     kind = kind or _draw_kind(kinds, rng)
     spoiled = _spoil(truth, hardest, rng) if kind == "mask" else truth
     prompts = _prompts(kind, truth, spoiled, rng)

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2107.09559); the share of images in which the target diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,31 @@ from nnunet_semisam.sam.embedded.shapes import LabelMap
 _MODE = {2: "bilinear", 3: "trilinear"}
 
 
-def draw_sample(maps: Sequence[LabelMap], rng: torch.Generator) -> tuple[Float[Tensor, "*S"], Bool[Tensor, "*S"]]:
+@dataclass(frozen=True)
+class Contrast:
+    """How well targets can be seen.
+
+    Args:
+        distance: share of images in which the target keeps its distance in grey value from all other labels.
+        relatives: share of relatives that look like the label they belong to.
+        alike: share of images in which up to two other labels have the grey value of the target, so that parts of its
+            border cannot be seen.
+        noise: range of the standard deviation of the noise; grey values lie in 0 .. 1.
+    """
+
+    distance: float = 0.85
+    relatives: float = 0.5
+    alike: float = 0.0
+    noise: tuple[float, float] = (0.01, 0.15)
+
+
+CLEAR = Contrast()
+FAINT = Contrast(distance=0.3, relatives=0.7, alike=0.6, noise=(0.06, 0.45))
+
+
+def draw_sample(
+    maps: Sequence[LabelMap], rng: torch.Generator, contrast: Contrast = CLEAR
+) -> tuple[Float[Tensor, "*S"], Bool[Tensor, "*S"]]:
     """One image and one true mask: a label map from the pool, turned at random, in new grey values."""
     drawn = maps[whole(rng, 0, len(maps) - 1)]
     bit = whole(rng, 0, len(drawn.target_labels) - 1)
@@ -27,12 +52,14 @@ def draw_sample(maps: Sequence[LabelMap], rng: torch.Generator) -> tuple[Float[T
     axes = torch.randperm(labels.ndim, generator=rng).tolist()
     flips = [axis for axis in range(labels.ndim) if chance(rng, 0.5)]
     labels, target = (part.permute(axes).flip(flips).contiguous() for part in (labels, target))
-    return _paint(labels, drawn, drawn.target_labels[bit], rng), target
+    return _paint(labels, drawn, drawn.target_labels[bit], rng, contrast), target
 
 
-def _paint(labels: Tensor, drawn: LabelMap, wanted: int, rng: torch.Generator) -> Float[Tensor, "*S"]:
+def _paint(
+    labels: Tensor, drawn: LabelMap, wanted: int, rng: torch.Generator, contrast: Contrast
+) -> Float[Tensor, "*S"]:
     """Grey values for every label, then everything a scanner does to them."""
-    means, spread = _grey_values(int(labels.max()) + 1, drawn.relatives, wanted, rng)
+    means, spread = _grey_values(int(labels.max()) + 1, drawn.relatives, wanted, rng, contrast)
     where, ndim, shape = labels.long(), labels.ndim, labels.shape
     image = means[where]
     if chance(rng, 0.7):
@@ -46,7 +73,7 @@ def _paint(labels: Tensor, drawn: LabelMap, wanted: int, rng: torch.Generator) -
     noise = torch.randn(tuple(shape), generator=rng)
     if chance(rng, 0.4):
         noise = blur(noise[None], [0.7] * ndim)[0] * 2.0
-    image = image + log_uniform(rng, 0.01, 0.15) * noise
+    image = image + log_uniform(rng, *contrast.noise) * noise
     if chance(rng, 0.3):
         image = _thick_slices(image, whole(rng, 0, ndim - 1), whole(rng, 2, 3))
     if chance(rng, 0.4):
@@ -55,18 +82,24 @@ def _paint(labels: Tensor, drawn: LabelMap, wanted: int, rng: torch.Generator) -
     return image
 
 
-def _grey_values(count: int, relatives: dict[int, int], wanted: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def _grey_values(
+    count: int, relatives: dict[int, int], wanted: int, rng: torch.Generator, contrast: Contrast
+) -> tuple[Tensor, Tensor]:
     """Mean and texture strength per label; relatives often look alike, and the target often stands out."""
     means = torch.rand(count, generator=rng)
     spread = 0.15 * torch.rand(count, generator=rng) ** 2 + 0.01
-    if chance(rng, 0.85):  # the target keeps its distance from all other labels, as far as that is possible
+    if chance(rng, contrast.distance):  # the target keeps its distance from others, as far as that is possible
         others = torch.cat([means[:wanted], means[wanted + 1 :]])
         gaps = torch.rand(8, generator=rng)
         distance = (gaps[:, None] - others[None]).abs().amin(1) if len(others) else gaps
         means[wanted] = gaps[int(distance.argmax())]
     for label, relative in relatives.items():
-        if label < count and chance(rng, 0.5):
+        if label < count and chance(rng, contrast.relatives):
             means[label], spread[label] = means[relative] + 0.03 * torch.randn((), generator=rng), spread[relative]
+    if contrast.alike and chance(rng, contrast.alike):
+        for _ in range(whole(rng, 1, 2)):
+            if (label := whole(rng, 0, count - 1)) != wanted:
+                means[label] = means[wanted] + 0.04 * torch.randn((), generator=rng)
     return means, spread
 
 

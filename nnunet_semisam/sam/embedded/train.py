@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from nnunet_semisam.sam.embedded import load_generalists
 from nnunet_semisam.sam.embedded.network import PromptableUNet
 from nnunet_semisam.sam.embedded.sampling import KINDS, Example, draw_example
 from nnunet_semisam.sam.embedded.shapes import LabelMap, random_label_map
+from nnunet_semisam.sam.embedded.synthesis import CLEAR, FAINT, Contrast
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,23 @@ class Phase:
     hardest: float
     cycle: int
     kinds: Mapping[str, float] = field(default_factory=lambda: KINDS)
+    contrast: Contrast = CLEAR
 
 
-# first learn to use the image, then to spare good prompts; a second cycle learns all of it, boxes and points more often
+# first learn to use the image, then to spare good prompts; a second cycle learns all of it, with more boxes and points;
+# a third one (3D) sees targets whose borders are faint, or missing in part
 MORE_BOXES = {"mask": 0.6, "box": 0.16, "box and point": 0.12, "points": 0.12}
-SETTINGS: dict[
-    int, dict[str, Any]
-] = {  # grid of the frame, side of synthetic patches, width, pool of label maps, batch, phases
-    2: {"grid": 64, "side": 96, "width": 40, "maps": 3000, "batch": 24}
-    | {"phases": (Phase(409, 1.2, 900), Phase(900, 0.7, 900), Phase(2400, 1.0, 2400, MORE_BOXES))},
-    3: {"grid": 32, "side": 40, "width": 32, "maps": 1200, "batch": 8}
-    | {"phases": (Phase(766, 1.2, 1450), Phase(1450, 0.7, 1450), Phase(4800, 1.0, 4800, MORE_BOXES))},
+PHASES = {
+    2: (Phase(409, 1.2, 900), Phase(900, 0.7, 900), Phase(2400, 1.0, 2400, MORE_BOXES)),
+    3: (
+        *(Phase(766, 1.2, 1450), Phase(1450, 0.7, 1450), Phase(4800, 1.0, 4800, MORE_BOXES)),
+        Phase(7500, 1.0, 7500, MORE_BOXES, FAINT),
+    ),
+}
+# grid of the frame, side of synthetic patches, width, pool of label maps, batch
+SETTINGS: dict[int, dict[str, int]] = {
+    2: {"grid": 64, "side": 96, "width": 40, "maps": 3000, "batch": 24},
+    3: {"grid": 32, "side": 40, "width": 32, "maps": 1200, "batch": 8},
 }
 VALIDATION_MAPS, VALIDATION_EXAMPLES, VALIDATION_SEED = 64, 64, 987654321
 _LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -64,12 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", type=Path, metavar="FILE", help="packed weights to begin with, at their step")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="only write the trained networks of --out into FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.pack:
-        pack(args.out, args.pack)
+        pack(args.out, args.pack, args.start)
     else:
         train(args)
 
@@ -77,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(args: argparse.Namespace) -> None:
     """The loop: examples, loss, step, EMA; every few minutes a checkpoint and the synthetic validation."""
     started, settings = time.monotonic(), SETTINGS[args.ndim]
-    phases: Sequence[Phase] = settings["phases"]
+    phases = PHASES[args.ndim]
     steps = phases[-1].until
     torch.manual_seed(args.seed)
     network = PromptableUNet(args.ndim, settings["width"]).to(memory_format=_LAYOUT[args.ndim])
@@ -85,14 +93,16 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.02)
     checkpoint = args.out / f"checkpoint_{args.ndim}d.pt"
     first = _resume(checkpoint, network, average, optimizer)
+    if args.start and not first:
+        first = _start(args.start, args.ndim, network, average)
     maps = label_maps(args.out, args.ndim, settings["maps"], args.seed)
     held_out = label_maps(args.out, args.ndim, VALIDATION_MAPS, VALIDATION_SEED)
     saved, seen = time.monotonic(), []
     for step in range(first, steps):
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         phase = next(phase for phase in phases if step < phase.until)
-        draw = partial(draw_example, maps, settings["grid"], rng, hardest=phase.hardest, kinds=phase.kinds)
-        examples = [draw() for _ in range(settings["batch"])]
+        asked: dict[str, Any] = {"hardest": phase.hardest, "kinds": phase.kinds, "contrast": phase.contrast}
+        examples = [draw_example(maps, settings["grid"], rng, **asked) for _ in range(settings["batch"])]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * schedule(step, phases)
         seen.append(_update(network, average, optimizer, examples, step))
@@ -165,11 +175,18 @@ def label_maps(out: Path, ndim: int, count: int, seed: int) -> list[LabelMap]:
     return [LabelMap(**fields) for fields in torch.load(cache, weights_only=True)]
 
 
-def pack(out: Path, file: Path) -> None:
-    """Both networks as fp16 tensors with the numbers needed to rebuild them; safe to load with `weights_only=True`."""
+def pack(out: Path, file: Path, start: Path | None = None) -> None:
+    """Both networks as fp16 tensors with the numbers needed to rebuild them; safe to load with `weights_only=True`.
+
+    A network without a checkpoint in `out` is taken from `start`, as it is there.
+    """
     content: dict = {"format": "nnunet_semisam embedded generalist 1"}
     for ndim, settings in SETTINGS.items():
-        state = torch.load(out / f"checkpoint_{ndim}d.pt", weights_only=True)
+        checkpoint = out / f"checkpoint_{ndim}d.pt"
+        if start and not checkpoint.exists():
+            content[f"{ndim}d"] = torch.load(start, weights_only=True)[f"{ndim}d"]
+            continue
+        state = torch.load(checkpoint, weights_only=True)
         content[f"{ndim}d"] = {
             "width": settings["width"],
             "grid": settings["grid"],
@@ -204,6 +221,14 @@ def _resume(checkpoint: Path, network, average, optimizer) -> int:
     optimizer.load_state_dict(state["optimizer"])
     print(f"going on from step {state['step']} of {checkpoint.name}", flush=True)
     return state["step"]
+
+
+def _start(file: Path, ndim: int, network: PromptableUNet, average: PromptableUNet) -> int:
+    """Weights of a packed file in both networks; returns the step at which they were packed."""
+    state = load_generalists(file)[ndim].network.state_dict()
+    network.load_state_dict(state)
+    average.load_state_dict(state)
+    return torch.load(file, weights_only=True)[f"{ndim}d"]["step"]
 
 
 def _save(checkpoint: Path, network, average, optimizer, step: int, args: argparse.Namespace) -> None:
