@@ -25,7 +25,8 @@ import SimpleITK as sitk
 import torch
 
 TRAINER, CONFIGURATION = "nnUNetTrainerSemiSAM", "3d_fullres"
-SECTION = {"seed": 1, "num_epochs": 3, "num_iterations_per_epoch": 5, "num_val_iterations_per_epoch": 2}
+LENGTH = {"num_epochs": 3, "num_iterations_per_epoch": 5, "num_val_iterations_per_epoch": 2}
+SECTION = {"seed": 1, "sam": {"tune": 6}, **LENGTH}
 
 
 def script(name: str) -> str:

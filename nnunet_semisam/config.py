@@ -58,7 +58,7 @@ class SamConfig:
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
     min_agreement: float = 0.3  # Dice between prompt and answer below which the answer is not used
     trust: str | dict[str, float] | None = "auto"  # factor per class; "auto" = tested at the start; None = all
-    tune: int | None = None  # steps of tuning on the labeled cases before training; null or 0 = none
+    tune: int | str | None = "auto"  # steps of tuning on the labeled cases before training; "auto" = the backend's own
 
     def __post_init__(self) -> None:
         _instance("backend", self.backend, str, "a string")
@@ -83,7 +83,8 @@ class SamConfig:
             raise Refused(
                 "min_stability", f"is {self.min_stability!r}, but sam.jitters is 0; set sam.jitters to 2 or more"
             )
-        _integer("tune", self.tune, 0, or_null=True)
+        if self.tune is not None and self.tune != "auto" and (type(self.tune) is not int or self.tune < 0):
+            raise Refused("tune", f'is {self.tune!r}; it must be an integer of at least 0, null, or "auto"')
         self._check_trust()
 
     def _check_trust(self) -> None:

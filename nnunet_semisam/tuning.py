@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +41,11 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
     and the others take its weights.
     """
     sam = trainer.semisam.sam
-    if sam is None or not sam.tune or not any((trainer.trust or {"": 1.0}).values()):
+    if sam is None or not any((trainer.trust or {"": 1.0}).values()):
+        return
+    if sam.tune == "auto":
+        sam = replace(sam, tune=backend.tuning_steps)
+    if not sam.tune:
         return
     if not isinstance(backend, Tunable):
         trainer.print_to_log_file(f"semisam: sam.backend {sam.backend!r} cannot be tuned; it is used as it is")

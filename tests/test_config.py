@@ -83,7 +83,7 @@ WRONG_TYPES = [
         (["sam.box_margin"], [-0.1, True, "0", None, float("inf")], "a number of at least 0"),
         (["sam.min_stability"], [-0.1, 1.1, True, None, float("nan")], "a number from 0 to 1"),
         (["sam.axis"], [True, False, 1.0, "Alternate", [0]], "known are 0, 1, 2, alternate"),
-        (["sam.tune"], [-1, 1.5, True, "3"], "an integer of at least 0, or null"),
+        (["sam.tune"], [-1, 1.5, True, "3", [600]], 'an integer of at least 0, null, or "auto"'),
         (["sam.min_agreement"], [-0.1, 1.1, True, "0.5", None, float("nan")], "a number from 0 to 1"),
         (["terms.sam.weight"], [float("nan"), float("inf"), -1, True, "1", None], "a number of at least 0"),
         (["terms.sam.schedule"], [["constant"], None], "known are"),

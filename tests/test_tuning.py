@@ -68,6 +68,16 @@ def tuned(section=SECTION, **settings):
     return shares, trainer, Path(trainer.output_folder) / tuning.FILE
 
 
+def test_without_a_number_it_is_the_backends(tunable, monkeypatch):
+    with_number, *_ = tuned()
+    for steps, same in ((3, True), (2, False), (0, False)):
+        monkeypatch.setattr(TunableStub, "tuning_steps", steps)
+        shares, _, file = tuned(short(sam={key: value for key, value in SAM_SECTION.items() if key != "tune"}))
+        assert torch.equal(shares, with_number) == same
+        assert file.exists() == bool(steps)
+        file.unlink(missing_ok=True)
+
+
 def poison(tmp_path, names):
     """Every label of the named cases becomes noise."""
     folder = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_toy"

@@ -12,6 +12,7 @@ import numpy as np
 from nnunet_semisam.demo.phantom import ORGANS, make_phantom
 
 NAME = "Dataset001_SemiSAMDemo"
+UNTUNED = {"tune": 0}  # tuning the generalist would take as long as everything else together
 SUPERVISED, SEMISAM = "3d_demo", "3d_demo_semisam"  # configurations in the plans
 SPLITS = ("labeled", "unlabeled", "held_out")
 
@@ -93,7 +94,7 @@ def write_plan(preprocessed: Path, settings: Settings) -> None:
     off = {"terms": {"consistency": {"weight": 0}, "sam": {"weight": 0}}, "sam": None}
     full = plans["configurations"]["3d_fullres"]
     plans["configurations"][SUPERVISED] = {**_small(full, settings), "semisam": {**length, **off}}
-    plans["configurations"][SEMISAM] = {"inherits_from": SUPERVISED, "semisam": length}
+    plans["configurations"][SEMISAM] = {"inherits_from": SUPERVISED, "semisam": {**length, "sam": UNTUNED}}
     file.write_text(json.dumps(plans, indent=4))
 
 

@@ -83,11 +83,11 @@ def tune_and_report(
     config: SamConfig,
     seed: int,
 ) -> Report | None:
-    """Tunes for `config.tune` steps. The last case joins after two thirds of them; until then it serves for the report.
+    """Tunes for `config.tune` steps, a number. After two thirds the last case joins; until then it serves for the report.
 
     There is no report where the other cases have nothing to tune on.
     """
-    steps = config.tune or 0
+    steps = int(config.tune or 0)
     asked: dict[str, Any] = {"heads": heads, "patch_size": patch_size, "config": config}
     everything = backend.tuning_task(cases, **asked)
     try:

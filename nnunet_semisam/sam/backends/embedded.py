@@ -40,6 +40,7 @@ class EmbeddedSam(SamBackend):
     """
 
     ndims = (2, 3)
+    tuning_steps = 600  # `benchmarks/results/tuned_on_real.md`
 
     def __init__(
         self,
