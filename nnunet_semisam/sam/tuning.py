@@ -83,7 +83,7 @@ def tune_and_report(
     config: SamConfig,
     seed: int,
 ) -> Report | None:
-    """Tunes for `config.tune` steps, a number. After two thirds the last case joins; until then it serves for the report.
+    """Tunes for `config.tune` steps (a number). The last case joins after two thirds; until then it serves the report.
 
     There is no report where the other cases have nothing to tune on.
     """

@@ -86,7 +86,9 @@ def markdown(rows: Sequence[Row]) -> str:
 def sentence(row: Row) -> str:
     """Trust or not, for prompts like those of the row."""
     verdict = "trust it" if row.helps else "do not trust it"
-    if not abs(row.gain) >= 2 * row.error:  # NaN, with one patch, is not certain either
+    if math.isnan(row.error):
+        verdict += " (not certain: a single patch)"
+    elif abs(row.gain) < 2 * row.error:
         verdict += " (not certain: chance alone may give so small a difference on so few patches)"
     return (
         f"{row.name}: {verdict}. Prompts of Dice {row.prompt:.3f} ({row.source}) get answers of {row.answer:.3f} "
