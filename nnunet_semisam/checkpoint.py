@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from typing import Any, cast
@@ -9,20 +10,28 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from nnunet_semisam.data.disk import writing
+
 KEY = "semisam"
 
 
 def write_atomically(checkpoint: dict[str, Any], filename: str) -> None:
-    """Writes beside `filename`, then renames: `filename` holds the old or the new checkpoint, never a part of one."""
+    """Writes beside `filename`, then renames: `filename` holds the old or the new checkpoint, never a part of one.
+
+    Raises:
+        DiskTrouble: there is no space, or no permission.
+    """
     temporary = f"{filename}.tmp"  # one name: what a kill leaves behind, the next write replaces
     try:
-        with open(temporary, "wb") as file:
+        with writing(filename), open(temporary, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, filename)
+        with writing(filename):
+            os.replace(temporary, filename)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):  # it may not have come into being
+            os.unlink(temporary)
         raise
 
 

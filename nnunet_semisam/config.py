@@ -124,16 +124,22 @@ class SemiSAMConfig:
     num_iterations_per_epoch: int | None = None
     num_val_iterations_per_epoch: int | None = None
     seed: int | None = None
+    max_bad_steps: int = 20  # steps left out because loss or gradient is not finite, at which training ends
+    collapse_guard: bool = True  # hold back unlabeled terms while the teacher's shares of classes are out of range
+    skip_bad: bool = False  # leave out images of imagesUn that cannot be used, instead of an error
+    resume_changed: bool = False  # continue with other plans or another section than the checkpoint was written with
 
     def __post_init__(self) -> None:
         _instance("method", self.method, str, "a string")
         for name in ("method_args", "terms"):
             _instance(name, getattr(self, name), Mapping, "a dictionary")
         _number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
-        _instance("allow_unlabeled_val", self.allow_unlabeled_val, bool, "true or false")
+        for name in ("allow_unlabeled_val", "collapse_guard", "skip_bad", "resume_changed"):
+            _instance(name, getattr(self, name), bool, "true or false")
         for name in ("unlabeled_batch_size", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
             _integer(name, getattr(self, name), 1, or_null=True)
         _integer("seed", self.seed, or_null=True)
+        _integer("max_bad_steps", self.max_bad_steps, 1)
 
     def with_section(self, section: Mapping[str, Any]) -> SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_semisam.config import SemiSAMConfig
+from nnunet_semisam.data.disk import writing
 from nnunet_semisam.data.loader import build_unlabeled_loader
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.transforms import TwoViewTransform
 from nnunet_semisam.data.unlabeled import UnlabeledDataset
 
+if TYPE_CHECKING:
+    from nnunet_semisam.trainer import SemiSAM
 
-def prepare_pool(trainer: nnUNetTrainer, *, allow_val: bool) -> dict[str, Path]:
+
+def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Path]:
     """The unlabeled cases of the trainer's fold; what is missing is preprocessed (under DDP, by rank 0).
 
     Raises:
@@ -24,13 +31,18 @@ def prepare_pool(trainer: nnUNetTrainer, *, allow_val: bool) -> dict[str, Path]:
     """
 
     def pool() -> dict[str, Path]:
-        return unlabeled_pool(
+        skipped: list[str] | None = [] if config.skip_bad else None
+        found = unlabeled_pool(
             trainer.plans_manager,
             trainer.configuration_manager,
             trainer.dataset_json,
             trainer.fold,
-            allow_unlabeled_val=allow_val,
+            allow_unlabeled_val=config.allow_unlabeled_val,
+            skipped=skipped,
         )
+        if skipped:
+            trainer.print_to_log_file("\n  - ".join(["WARNING: semisam: skipped (skip_bad):", *skipped]))
+        return found
 
     if not trainer.is_ddp:
         return pool()
@@ -66,6 +78,17 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
         label_manager=trainer.label_manager,
         pin_memory=trainer.device.type == "cuda",
     )
+
+
+def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
+    """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders."""
+    trainer.print_to_log_file("semisam configuration:", trainer.semisam.as_dict(), add_timestamp=False)
+    trainer.print_to_log_file(f"semisam: {len(pool)} unlabeled cases\n", add_timestamp=False)
+    if trainer.local_rank == 0:
+        cases = {case: file.parent.name for case, file in pool.items()}
+        with writing(trainer.output_folder):
+            save_json(trainer.semisam.as_dict(), os.path.join(trainer.output_folder, "semisam.json"), sort_keys=False)
+            save_json(cases, os.path.join(trainer.output_folder, "semisam_unlabeled.json"), sort_keys=False)
 
 
 def choose_no_kernels_by_timing(loader: Any) -> None:

@@ -7,31 +7,32 @@ planning, augmentation, validation and prediction stay its own.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_semisam import stream
+from nnunet_semisam import resume, stream
 from nnunet_semisam.checkpoint import (
     KEY,
-    random_state,
     restore_random_state,
     seed_everything,
     stock_trainer_name,
     write_atomically,
     write_teacher_checkpoint,
 )
-from nnunet_semisam.config import SemiSAMConfig, changes
+from nnunet_semisam.collapse import build_collapse_guard, random_crops
+from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.curves import Curves
+from nnunet_semisam.data.disk import writing
 from nnunet_semisam.data.loader import close_unlabeled_loader
+from nnunet_semisam.guards import GRADIENT, SKIPPED, StepGuard, fetch, not_finite
 from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
@@ -84,8 +85,11 @@ class SemiSAM(Base):
         self.trust: dict[str, float] | None = None
         self.dataloader_unlabeled: Any = None
         self.curves = Curves()
+        self.guard = StepGuard(self.semisam.max_bad_steps)
+        self.collapse = build_collapse_guard(self, self.outputs, on=self.semisam.collapse_guard)
         self.iteration = 0
         self._resumed: dict[str, Any] | None = None
+        self._changed: list[str] = []  # since the checkpoint was written
         self._geometry: tuple | None = None
 
     # --- nnU-Net's life cycle -----------------------------------------------------------------------------------
@@ -96,6 +100,7 @@ class SemiSAM(Base):
         super().initialize()
 
     def on_train_start(self) -> None:
+        resume.refuse(self._changed)
         if not self.was_initialized:
             self.initialize()
         resumed, self._resumed = self._resumed, None
@@ -120,8 +125,8 @@ class SemiSAM(Base):
 
     def get_dataloaders(self):
         asks = bool(self.semisam.active_terms())
-        pool = stream.prepare_pool(self, allow_val=self.semisam.allow_unlabeled_val) if asks else {}
-        self.write_configuration(pool)
+        pool = stream.prepare_pool(self, self.semisam) if asks else {}
+        stream.write_configuration(self, pool)
         loaders = super().get_dataloaders()
         if asks:
             self.dataloader_unlabeled = stream.open_stream(
@@ -137,8 +142,13 @@ class SemiSAM(Base):
         weights = self.semisam.weights(self.iteration, self.num_epochs * self.num_iterations_per_epoch)
         if self.sam_assisted is None:  # there is none, or it is trusted with no class
             weights.pop("sam", None)
-        step = self.semi_supervised_step(batch, weights) if any(weights.values()) else super().train_step(batch)
-        if self.teacher is not None:
+        asks = any(weights.values())
+        weights = dict.fromkeys(weights, 0.0) if self.collapse.held else weights
+        if asks:
+            step = self.semi_supervised_step(batch, weights)
+        else:
+            step = self.guard.stock_step(self, partial(super().train_step, batch), tuple(batch["keys"]))
+        if self.teacher is not None and not self.guard.skipped:
             self.teacher.update(self.network, self.iteration)
         self.curves.add({f"weight/{name}": weight for name, weight in weights.items()})
         self.iteration += 1
@@ -148,40 +158,46 @@ class SemiSAM(Base):
         """Gradient of all terms and one step of the optimiser. A term of weight 0 is not computed, nor SAM called."""
         labeled = LabeledBatch.from_nnunet(batch, self.device)
         unlabeled = UnlabeledBatch.from_nnunet(next(self.dataloader_unlabeled), self.device, self.iteration)
+        self.guard.begin(self.network)
 
         # what do we believe about the unlabeled patches?
         asks_sam = self.sam_assisted is not None and weights.get("sam", 0) > 0
         source = self.sam_assisted if asks_sam else self.method
         with torch.no_grad(), self.autocast():
-            pseudo = source.pseudo_labels(self.teacher, unlabeled)
+            pseudo = source.pseudo_labels(self.collapse.watch(self.teacher), unlabeled)
         pseudo = {name: label for name, label in pseudo.items() if weights.get(name, 0) > 0}
 
         # what must the student do about it? (unlabeled first: under DDP the last backward exchanges the gradients)
         self.optimizer.zero_grad(set_to_none=True)
         with self.without_gradient_exchange():
             with self.autocast():
-                terms = self.method.terms(self.network, unlabeled, pseudo)
+                terms = {} if self.collapse.held else self.method.terms(self.network, unlabeled, pseudo)
                 unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
             self.backward(unsupervised)
         with self.autocast():
             supervised = self.loss(self.network(labeled.image), labeled.target)
         self.backward(supervised)
-        self.clip_and_step()
+        losses = {**terms, "supervised": supervised}
 
-        self.record(terms, pseudo, supervised, asks_sam)
+        shares = self.collapse.shares(labeled.target, random_crops(self, len(labeled.image)))
+        found = self.record(losses, self.clipped_norm(), pseudo, shares, asks_sam)
+        if not self.guard.allows(self, found, (*losses, GRADIENT), (*labeled.keys, *unlabeled.keys)):
+            return SKIPPED
+        self.step_optimizer()
         return {"loss": (supervised + unsupervised).detach().cpu().numpy()}
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        super().on_train_epoch_end(train_outputs)
+        super().on_train_epoch_end(self.guard.end_epoch(self, train_outputs))
         for name, value in sorted(self.curves.end_epoch(self.current_epoch).items()):
             self.print_to_log_file(f"semisam {name}: {value:.5g}")
             for logger in self.logger.loggers:
                 logger.log(f"semisam/{name}", value, self.current_epoch)
 
     def on_epoch_end(self) -> None:
-        super().on_epoch_end()
-        if self.local_rank == 0:
-            self.curves.plot(os.path.join(self.output_folder, "progress_semisam.png"))
+        with writing(self.output_folder):
+            super().on_epoch_end()
+            if self.local_rank == 0:
+                self.curves.plot(os.path.join(self.output_folder, "progress_semisam.png"))
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -204,29 +220,35 @@ class SemiSAM(Base):
         if loss.requires_grad:
             (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
 
-    def clip_and_step(self) -> None:
-        """Clips the gradient norm and steps the optimiser."""
+    def clipped_norm(self) -> torch.Tensor:
+        """Clips the gradient norm; returns what it was."""
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)
+        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)
+
+    def step_optimizer(self) -> None:
+        """One step; under mixed precision only if the gradient is finite."""
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
-    def record(self, terms: dict, pseudo: dict, supervised: torch.Tensor, asks_sam: bool) -> None:
-        """Notes the numbers of this iteration; one transfer from the device."""
-        values = {f"loss/{name}": term for name, term in terms.items()}
+    def record(self, losses: dict, norm: torch.Tensor, pseudo: dict, shares: dict, asks_sam: bool) -> list[float]:
+        """Notes the numbers of this iteration, in one transfer from the device; returns which are not finite."""
+        values = {f"loss/{name}": term for name, term in losses.items()}
         values |= {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
-        values["loss/supervised"] = supervised
-        numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()
-        self.curves.add(dict(zip(values, numbers, strict=True)))
+        found = {"bad": not_finite({**losses, GRADIENT: norm}), **shares}
+        own, shared = fetch(values, found, is_ddp=self.is_ddp)
+        for line in self.collapse.update(shared):
+            self.print_to_log_file(line)
+        self.curves.add({name: value for name, value in own.items() if math.isfinite(value)})
         if asks_sam and self.sam_assisted is not None:
             stats = dict(self.sam_assisted.labeler.stats)
             if not stats["items"]:  # nobody was asked: no agreement to speak of
                 stats.pop("agreement")
             self.curves.add({f"sam/{name}": value for name, value in stats.items()})
+        return shared["bad"]
 
     # --- set-up and files ---------------------------------------------------------------------------------------
 
@@ -238,19 +260,10 @@ class SemiSAM(Base):
         if self.semisam.sam is None or "sam" not in self.semisam.active_terms():
             return None
         backend = build_backend(self.semisam.sam, self.device, self.configuration_manager.spacing)
-        labeler = SamLabeler(backend, self.semisam.sam, self.outputs)
+        labeler = SamLabeler(backend, self.semisam.sam, self.outputs, say=self.print_to_log_file)
         patch = (1, self.num_input_channels, *self.configuration_manager.patch_size)
         labeler.probe(torch.zeros(patch, device=self.device))
         return SamAssisted(self.method, labeler)
-
-    def write_configuration(self, pool: Mapping[str, Path]) -> None:
-        """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders."""
-        self.print_to_log_file("semisam configuration:", self.semisam.as_dict(), add_timestamp=False)
-        self.print_to_log_file(f"semisam: {len(pool)} unlabeled cases\n", add_timestamp=False)
-        if self.local_rank == 0:
-            cases = {case: file.parent.name for case, file in pool.items()}
-            save_json(self.semisam.as_dict(), os.path.join(self.output_folder, "semisam.json"), sort_keys=False)
-            save_json(cases, os.path.join(self.output_folder, "semisam_unlabeled.json"), sort_keys=False)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:
@@ -261,35 +274,16 @@ class SemiSAM(Base):
         buffer.seek(0)
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint["trainer_name"] = stock_trainer_name(type(self))
-        checkpoint[KEY] = {
-            "trainer_name": type(self).__name__,
-            "iteration": self.iteration,
-            "teacher": None if self.teacher is None else self.teacher.state_dict(),
-            "configuration": self.semisam.as_dict(),
-            "trust": self.trust,
-            "curves": self.curves.state_dict(),
-            "random_state": random_state(),
-        }
+        checkpoint[KEY] = resume.state_of(self)
         write_atomically(checkpoint, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        if KEY not in checkpoint:
-            self.iteration = self.current_epoch * self.num_iterations_per_epoch
-            self.print_to_log_file(
-                "semisam: checkpoint of another trainer; the teacher starts as a copy of the student"
-            )
-            return
-        self._resumed = checkpoint[KEY]
-        self.iteration = self._resumed["iteration"]
-        self.curves.load_state_dict(self._resumed["curves"])
-        if changed := changes(self._resumed["configuration"], self.semisam.as_dict()):
-            self.print_to_log_file(
-                f"WARNING: semisam configuration changed since the checkpoint was written: {'; '.join(changed)}"
-            )
+        self._changed = resume.compare(self, checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
+        self._resumed = resume.take_up(self, checkpoint)
 
 
 class nnUNetTrainerSemiSAM(SemiSAM, nnUNetTrainer):  # noqa: N801 (nnU-Net's naming)

@@ -100,9 +100,10 @@ def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
     """Case names in `imagesUn`."""
     from tqdm import tqdm
 
+    from nnunet_semisam.data.image_checks import has_volumes, open_problems
     from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files
     from nnunet_semisam.data.preprocess import raw_folder_of
-    from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, open_problems, scan_unlabeled
+    from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, scan_unlabeled
     from nnunet_semisam.data.splits import names
 
     raw_folder = raw_folder_of(planned.name)
@@ -120,6 +121,7 @@ def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
             reader,
             planned.dataset_json,
             num_files=files_per_case(raw_folder, planned.dataset_json),
+            volumes=has_volumes(planned.plans_manager),
             look=lambda files, image: labels.extend(Path(file).name for file in label_like_files(files, image)),
             progress=tqdm,
         ),

@@ -12,13 +12,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     from nnunet_semisam.data.dataset import preprocess_dataset
 
+    skipped: list[str] | None = [] if args.skip_bad else None
     try:
-        counts = preprocess_dataset(args.d, configurations=args.c, plans_name=args.p, num_processes=args.np)
-    except (ValueError, RuntimeError) as error:
+        counts = preprocess_dataset(
+            args.d, configurations=args.c, plans_name=args.p, num_processes=args.np, skipped=skipped
+        )
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for identifier, count in counts.items():
         print(f"{identifier}_unlabeled: {count} unlabeled case(s) ready")
+    if skipped:
+        print("\n  - ".join(["skipped (--skip-bad):", *dict.fromkeys(skipped)]))
     return 0
 
 
@@ -32,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: 2d, 3d_fullres, 3d_lowres if planned")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: %(default)s)")
     parser.add_argument("-np", type=_positive, metavar="N", help="number of processes (default: that of nnU-Net)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that cannot be used, and list them at the end"
+    )
     return parser
 
 

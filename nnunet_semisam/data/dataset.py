@@ -96,10 +96,14 @@ def preprocess_dataset(
     configurations: list[str] | None = None,
     plans_name: str = "nnUNetPlans",
     num_processes: int | None = None,
+    skipped: list[str] | None = None,
 ) -> dict[str, int]:
     """Preprocesses `imagesUn` of a data set for several configurations; those that share their data are made once.
 
     Hidden cases of all folds come with it where they have to be preprocessed without their labels.
+
+    Args:
+        skipped: as for `preprocess_unlabeled`.
 
     Returns:
         Number of unlabeled cases by data identifier.
@@ -114,7 +118,7 @@ def preprocess_dataset(
     counts = {}
     for identifier, manager in chosen.items():
         where = planned.name, planned.plans_manager, manager, planned.dataset_json
-        cases = preprocess_unlabeled(*where, num_processes=num_processes)
+        cases = preprocess_unlabeled(*where, num_processes=num_processes, skipped=skipped)
         if label_shapes_image(manager):
             cases |= preprocess_hidden(hidden, *where, num_processes=num_processes)
         counts[identifier] = len(cases)

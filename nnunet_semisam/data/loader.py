@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from queue import Empty
+from typing import Any
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -10,6 +14,51 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_semisam.data.unlabeled import UnlabeledDataLoader, UnlabeledDataset
+
+LOOK_EVERY = 0.2  # seconds, for dead workers while no batch comes
+
+
+class WatchedAugmenter(NonDetMultiThreadedAugmenter):
+    """nnU-Net's augmenter; a worker process that dies is an error at once.
+
+    The stock one waits for ever if the process was killed while it was handing over a batch.
+    """
+
+    _processes: list[BaseProcess]
+
+    def __next__(self) -> dict[str, Any]:
+        if not self.initialized:
+            self._start()
+        while True:
+            self._require_workers()
+            try:
+                item = self.results_loop_queue.get(timeout=LOOK_EVERY)
+            except Empty:
+                continue
+            self.results_loop_queue.task_done()
+            return item
+
+    def _require_workers(self) -> None:
+        """Raises RuntimeError if one is dead; the others are ended, since their queue may be damaged."""
+        dead = [process.exitcode for process in self._processes if not process.is_alive()]
+        if not dead and not self.abort_event.is_set():
+            return
+        count = len(self._processes)
+        self.abort_event.set()
+        for process in self._processes:
+            process.kill()
+        self._processes, self.initialized = [], False
+        raise RuntimeError(
+            f"semisam: {max(1, len(dead))} of {count} processes that load unlabeled patches died "
+            f"({', '.join(map(_manner, dead)) or 'see the error above'}). If nothing is printed above, memory ran out "
+            "most often: use fewer processes (nnUNet_n_proc_DA), and continue the training with --c."
+        )
+
+
+def _manner(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"killed by {signal.Signals(-exitcode).name}"
+    return "see the error above"
 
 
 def build_unlabeled_loader(
@@ -45,7 +94,7 @@ def build_unlabeled_loader(
     if num_processes == 0:
         stream = SingleThreadedAugmenter(loader, None)
     else:
-        stream = NonDetMultiThreadedAugmenter(
+        stream = WatchedAugmenter(
             loader, None, num_processes,
             num_cached=max(2, num_processes // 2), seeds=None, pin_memory=pin_memory, wait_time=0.002,
         )  # fmt: skip

@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nnunet_semisam.data.disk import writing
+
 SAVE_EVERY = 2  # seconds
 REMOVED = "removed"
 DECISIVE = (
@@ -101,8 +103,13 @@ class Manifest:
         own = {case: record for case, record in self._own.items() if _as_present(recorded.get(case, {})) != record}
         self.cases = {**recorded, **own, **(changes or {})}
         partial = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self.cases, indent=1, sort_keys=True))
-        os.replace(partial, self.file)
+        with writing(self.file):
+            try:
+                partial.write_text(json.dumps(self.cases, indent=1, sort_keys=True))
+                os.replace(partial, self.file)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
         self._saved_at = time.monotonic()
 
     def _record(self, files: list[str]) -> dict[str, Any]:

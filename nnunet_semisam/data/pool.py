@@ -22,12 +22,16 @@ def unlabeled_pool(
     *,
     allow_unlabeled_val: bool = False,
     num_processes: int | None = None,
+    skipped: list[str] | None = None,
 ) -> dict[str, Path]:
     """Preprocessed image file (`.b2nd`) of every unlabeled case; `UnlabeledDataset` opens them.
 
     New or changed images of `imagesUn` are preprocessed first, and so are hidden cases where nnU-Net's preprocessed
     images depend on the labels. With several training processes, call it in one, wait, and call it in the others, where
     nothing is left to do.
+
+    Args:
+        skipped: as for `preprocess_unlabeled`.
 
     Raises:
         ValueError: the splits or `imagesUn` are wrong, or there is no unlabeled case; the cure is in the message.
@@ -40,9 +44,13 @@ def unlabeled_pool(
     known = labeled_cases(folder / configuration_manager.data_identifier)
     split = read_split(splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
     managers = plans_manager, configuration_manager, dataset_json
-    images = preprocess_unlabeled(name, *managers, num_processes=num_processes)
-    if problems := collision_problems(images, known, raw_folder / FOLDER):
+    images = preprocess_unlabeled(name, *managers, num_processes=num_processes, skipped=skipped)
+    problems = collision_problems(images, known, raw_folder / FOLDER)
+    if problems and skipped is None:
         raise ValueError("\n".join(problems))
+    if problems:
+        skipped += problems
+        images = {case: file for case, file in images.items() if case not in known}
     pool = images | preprocess_hidden(split.unlabeled, name, *managers, num_processes=num_processes)
     if not pool:
         raise ValueError(no_case_message(raw_folder / FOLDER, splits_file, fold))

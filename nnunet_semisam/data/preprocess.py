@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -26,9 +27,10 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
+from nnunet_semisam.data.disk import DiskTrouble, writing
+from nnunet_semisam.data.image_checks import file_problems, has_volumes, image_problems, open_problems, spacing_problems
 from nnunet_semisam.data.manifest import Manifest, settings_hash
-from nnunet_semisam.data.raw_pool import FOLDER, image_problems, list_unlabeled, open_problems
-from nnunet_semisam.data.truncated import truncation_problems
+from nnunet_semisam.data.raw_pool import FOLDER, list_unlabeled
 
 PARTIAL = ".partial-"
 ONE_DAY = 24 * 3600
@@ -43,6 +45,7 @@ def preprocess_unlabeled(
     *,
     num_processes: int | None = None,
     show_progress: bool = True,
+    skipped: list[str] | None = None,
 ) -> dict[str, Path]:
     """Preprocesses the cases of `imagesUn` that are missing or have changed.
 
@@ -52,6 +55,7 @@ def preprocess_unlabeled(
 
     Args:
         num_processes: 1 works in this process; None takes nnU-Net's default (`nnUNet_def_n_proc`), at most 4 in 3D.
+        skipped: a list leaves out what cannot be used, and takes a sentence about each; None makes it an error.
 
     Returns:
         The preprocessed image (`.b2nd`) of every case that now lies in `imagesUn`; empty without such a folder.
@@ -59,16 +63,19 @@ def preprocess_unlabeled(
     Raises:
         ValueError: wrong names in `imagesUn`, or cases that cannot be preprocessed (all are named; good ones are kept).
         RuntimeError: a worker process died.
+        DiskTrouble: what was made could not be written.
     """
     manifest = open_manifest(dataset_name, plans_manager, configuration_manager, FOLDER)
     raw_folder = raw_folder_of(dataset_name)
     if not raw_folder:
         return manifest.finished_cases()
-    cases = list_unlabeled(raw_folder, dataset_json)
+    cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
     manifest.note_present(cases)
     managers = plans_manager, configuration_manager, dataset_json
-    make_missing(manifest, cases, managers, num_processes=num_processes, show_progress=show_progress)
-    return {case: manifest.image(case) for case in cases}
+    failed = make_missing(
+        manifest, cases, managers, num_processes=num_processes, show_progress=show_progress, skipped=skipped
+    )
+    return {case: manifest.image(case) for case in cases if case not in failed}
 
 
 def open_manifest(
@@ -81,19 +88,28 @@ def open_manifest(
 
 def make_missing(
     manifest: Manifest, cases: dict[str, list[str]], managers: tuple[PlansManager, ConfigurationManager, dict], *,
-    num_processes: int | None, show_progress: bool,
-) -> None:  # fmt: skip
-    """Preprocesses those of the cases, given with their files, that are not done."""
+    num_processes: int | None, show_progress: bool, skipped: list[str] | None = None,
+) -> set[str]:  # fmt: skip
+    """Preprocesses those of the cases, given with their files, that are not done; returns those that were skipped."""
     jobs = [(case, files) for case, files in cases.items() if not manifest.is_done(case, files)]
     if not jobs:
-        return
+        return set()
     title = f"Preprocessing unlabeled cases ({managers[1].data_identifier})"
     with (
         _partial_folder(manifest.folder) as partial,
         tqdm(total=len(jobs), desc=title, disable=not show_progress) as bar,
     ):
         work = Work(partial, manifest.folder, *managers)
-        _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
+        failures = _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
+    if failures and skipped is None:
+        raise ValueError(
+            f"{len(failures)} of {len(jobs)} unlabeled cases could not be preprocessed; correct or remove these files "
+            "and start again (the others are done), or leave them out with --skip-bad or the key skip_bad:\n"
+            + "\n".join(failures.values())
+        )
+    if skipped is not None:
+        skipped += failures.values()
+    return set(failures)
 
 
 def unlabeled_folder(dataset_name: str, configuration_manager: ConfigurationManager) -> Path:
@@ -123,21 +139,25 @@ class Work:
 
     def __call__(self, case: str, files: list[str]) -> tuple[str, str | None]:
         try:
-            self._preprocess(case, files)
+            with writing(self.folder):
+                self._preprocess(case, files)
+        except DiskTrouble:
+            raise  # no fault of the case
         except Exception as error:
             reader = self.plans_manager.image_reader_writer_class()
-            problems = open_problems({case: files}, reader, self.dataset_json)
+            problems = open_problems({case: files}, reader, self.dataset_json, volumes=has_volumes(self.plans_manager))
             return case, "\n".join(problems) or f"{files[0]}: {type(error).__name__}: {error}"
         return case, None
 
     def _preprocess(self, case: str, files: list[str]) -> None:
-        if cut := truncation_problems(files):
-            raise ValueError("\n".join(cut))
+        if problems := file_problems(files):
+            raise ValueError("\n".join(problems))
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         out = str(self.partial / case)
         preprocessor.run_case_save(out, files, None, self.plans_manager, self.configuration_manager, self.dataset_json)
         problems = image_problems(blosc2.open(f"{out}.b2nd", mode="r")[:], files[0], self.dataset_json)
-        if problems:
+        spacing = pickle.loads(Path(f"{out}.pkl").read_bytes())["spacing"]
+        if problems := [*problems, *spacing_problems(files[0], spacing, has_volumes(self.plans_manager))]:
             raise ValueError("\n".join(problems))
         for ending in ("_seg.b2nd", ".pkl", ".b2nd"):  # the image last: it is what counts as done
             os.replace(out + ending, self.folder / (case + ending))
@@ -161,15 +181,16 @@ def _outcomes(
 
 def _collect(
     outcomes: Iterable[tuple[str, str | None]], manifest: Manifest, cases: dict[str, list[str]], bar: tqdm
-) -> None:
-    failures = []
+) -> dict[str, str]:
+    """Notes what is done; returns why the others failed."""
+    failures = {}
     try:
         for case, reason in outcomes:
             bar.update()
             if reason is None:
                 manifest.add(case, cases[case])
             else:
-                failures.append(reason)
+                failures[case] = reason
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a process died while preprocessing unlabeled images, most often because memory ran out. Finished cases "
@@ -177,21 +198,18 @@ def _collect(
         ) from error
     finally:
         manifest.save()
-    if failures:
-        raise ValueError(
-            f"{len(failures)} of {bar.total} unlabeled cases could not be preprocessed; correct or remove these files "
-            "and start again (the others are done):\n" + "\n".join(failures)
-        )
+    return failures
 
 
 @contextlib.contextmanager
 def _partial_folder(folder: Path) -> Iterator[Path]:
     """A folder for unfinished files on the same file system. What killed runs have left is removed after a day."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{PARTIAL}*"):
-        if time.time() - left.stat().st_mtime > ONE_DAY:
-            shutil.rmtree(left, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{PARTIAL}*"):
+            if time.time() - left.stat().st_mtime > ONE_DAY:
+                shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         yield partial
     finally:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 
 CHUNK = 1 << 22
+HEADER = 352
 
 
 def truncation_problems(files: Sequence[str]) -> list[str]:
@@ -34,21 +35,41 @@ def truncation_problems(files: Sequence[str]) -> list[str]:
 
 
 def _length(file: str) -> tuple[int, bytes]:
-    """Number of (uncompressed) bytes and the first 352 of them."""
+    """Number of (uncompressed) bytes and the first `HEADER` of them."""
     size, header = 0, b""
     with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
         while chunk := stream.read(CHUNK):
-            header = header or chunk[:352]
+            header = header or chunk[:HEADER]
             size += len(chunk)
     return size, header
 
 
+def nifti_header(file: str) -> tuple[str, bytes] | None:
+    """Byte order ("<" or ">") and header of a NIfTI-1 file; None if it is another kind of file, or damaged."""
+    if not file.endswith((".nii", ".nii.gz")) or not os.path.isfile(file):
+        return None
+    try:
+        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+            header = stream.read(HEADER)
+    except (EOFError, OSError, zlib.error):
+        return None
+    order = _byte_order(header)
+    return None if order is None else (order, header)
+
+
+def _byte_order(header: bytes) -> str | None:
+    fits = [order for order in "<>" if len(header) >= 348 and struct.unpack_from(f"{order}i", header)[0] == 348]
+    return fits[0] if fits else None
+
+
 def _wanted(header: bytes) -> int | None:
     """The size that a NIfTI-1 header promises; None if it is another kind of file."""
-    for order in "<>":
-        if len(header) >= 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
-            dims = struct.unpack_from(f"{order}8h", header, 40)
-            (bits,) = struct.unpack_from(f"{order}h", header, 72)
-            (start,) = struct.unpack_from(f"{order}f", header, 108)
-            return int(start) + math.prod(dims[1 : 1 + max(0, dims[0])]) * bits // 8
-    return None
+    order = _byte_order(header)
+    if order is None:
+        return None
+    dims = struct.unpack_from(f"{order}8h", header, 40)
+    (bits,) = struct.unpack_from(f"{order}h", header, 72)
+    (start,) = struct.unpack_from(f"{order}f", header, 108)
+    if not math.isfinite(start):
+        return None
+    return int(start) + math.prod(dims[1 : 1 + max(0, dims[0])]) * bits // 8

@@ -9,11 +9,12 @@ is the spread of the answers to shaken prompts (`nnunet_semisam.sam.jitter`).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from nnunet_semisam.config import SamConfig
@@ -23,6 +24,7 @@ from nnunet_semisam.sam.dialogue import converse
 from nnunet_semisam.sam.fuse import Answers, fuse
 from nnunet_semisam.sam.objects import Objects, find_objects
 from nnunet_semisam.sam.planes import Planes, choose_planes
+from nnunet_semisam.sam.portions import Portions
 from nnunet_semisam.sam.prompts import prompts_for, select
 from nnunet_semisam.types import Prompts, PseudoLabel, SamPrediction
 
@@ -38,7 +40,9 @@ class SamLabeler:
 
     Args:
         outputs: what the heads of the network mean.
-        max_items: how many objects are decoded at once; the answers of all are kept at patch resolution.
+        max_items: how many objects are decoded at once; the answers of all are kept at patch resolution. When memory
+            runs out it is halved, and so is the number of images encoded at once, for the rest of the run.
+        say: is told about that.
         trust: one factor from 0 to 1 per segmentation head, multiplied into the weight of its answers; heads with 0 are
             not prompted. The background's is not looked at. None: 1 everywhere. May be set anew at any time.
 
@@ -54,8 +58,10 @@ class SamLabeler:
         *,
         max_items: int = MAX_ITEMS,
         trust: Sequence[float] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.backend, self.config, self.outputs, self.max_items = backend, config, outputs, max_items
+        self.backend, self.config, self.outputs = backend, config, outputs
+        self.portions = Portions(max_items, say)
         self.trust = trust
         self.stats: dict[str, float] = {}
 
@@ -112,11 +118,13 @@ class SamLabeler:
 
         Raises:
             ValueError: the backend does not serve its channels or its number of axes.
+            RuntimeError: it does not fit into the memory of the device.
         """
         shape = (len(image), self.outputs.num_heads, *image.shape[2:])
         everywhere = torch.ones(shape, dtype=torch.bool, device=image.device)
         planes = self._planes(everywhere, iteration=0)
-        self.backend.embed(planes.take(image)[:1])
+        with self.portions.encoding(1):
+            self.backend.embed(planes.take(image)[:1])
 
     def _planes(self, hard: Bool[Tensor, "U K *S"], iteration: int) -> Planes:
         ndim = hard.ndim - 2
@@ -144,25 +152,46 @@ class SamLabeler:
         *,
         iteration: int,
     ) -> Answers:
-        """Every image with items is encoded once; all items are decoded together, `max_items` at a time."""
+        """Every image with items is encoded once; all items are decoded together, as far as memory allows."""
         config = self.config
         objects = find_objects(prob, hard, heads=self._asked_heads(), config=config)
         if not len(objects.head):
             return Answers.none(image)
         prompts = prompts_for(objects, prob, hard, outputs=self.outputs, config=config)
-        images = objects.image.unique()
-        embedding = self.backend.embed(image[images])
+
+        def ask() -> Answers:
+            return Answers.joined(list(self._answers(image, prob, objects, prompts, iteration=iteration)))
+
+        return self.portions.fitted(ask)
+
+    def _answers(
+        self,
+        image: Float[Tensor, "V C *T"],
+        prob: Float[Tensor, "V K *T"],
+        objects: Objects,
+        prompts: Prompts,
+        *,
+        iteration: int,
+    ) -> Iterator[Answers]:
+        """Answers about all objects, in their order, a portion at a time."""
+        trust, every = prob.new_tensor(self.trust), torch.arange(len(prompts), device=prob.device)
+        for images in objects.image.unique().split(self.portions.images):
+            with self.portions.encoding(len(images)):
+                embedding = self.backend.embed(image[images])
+            for items in every[torch.isin(objects.image, images)].split(self.portions.items):
+                part = Objects(*(field[items] for field in objects))
+                with self.portions.decoding(len(items), len(images)):
+                    predicted, steadiness = converse(
+                        self._decoder(embedding, images), select(prompts, items), part, prob,
+                        config=self.config, iteration=iteration, items=items,
+                    )  # fmt: skip
+                    answers = Answers.judged(part, predicted, steadiness)
+                yield answers._replace(weight=answers.weight * trust[part.head])
+
+    def _decoder(self, embedding: Any, images: Int64[Tensor, " E"]) -> Callable[[Prompts], SamPrediction]:
+        """Decodes prompts whose `image` is that of the whole batch; `images` are the encoded ones."""
 
         def decode(asked: Prompts) -> SamPrediction:
             return self.backend.decode(embedding, replace(asked, image=torch.searchsorted(images, asked.image)))
 
-        trust = prob.new_tensor(self.trust)
-        parts = []
-        for items in torch.arange(len(prompts), device=prob.device).split(self.max_items):
-            part = Objects(*(field[items] for field in objects))
-            predicted, steadiness = converse(
-                decode, select(prompts, items), part, prob, config=config, iteration=iteration, items=items
-            )
-            answers = Answers.judged(part, predicted, steadiness)
-            parts.append(answers._replace(weight=answers.weight * trust[part.head]))
-        return Answers.joined(parts)
+        return decode

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from toy_dataset import dataset_json
 
-from nnunet_semisam.data.raw_pool import files_per_case, list_unlabeled, open_problems, scan_unlabeled
+from nnunet_semisam.data.image_checks import open_problems
+from nnunet_semisam.data.raw_pool import files_per_case, list_unlabeled, scan_unlabeled
 
 
 @pytest.fixture
@@ -84,6 +85,11 @@ def test_hidden_files_and_spacing_files_of_tiff_are_ignored(raw):
     assert list(list_unlabeled(folder, dataset_json(file_ending=".tif"))) == ["x"]
 
 
+def ramp(shape):
+    """An image of different values."""
+    return np.arange(np.prod(shape), dtype=float).reshape(shape)
+
+
 class FakeReader:
     """Serves what the test wants to be read."""
 
@@ -100,10 +106,10 @@ class FakeReader:
     ("reader", "word"),
     [
         (FakeReader(None), "truncated"),
-        (FakeReader(np.zeros((2, 3, 3, 3))), "2 channels"),
+        (FakeReader(ramp((2, 3, 3, 3))), "2 channels"),
         (FakeReader(np.full((1, 3, 3, 3), np.nan)), "not finite"),
-        (FakeReader(np.zeros((1, 3, 3, 3)), (1, 0, 1)), "spacing"),
-        (FakeReader(np.zeros((1, 3, 3, 3)), (1, np.nan, 1)), "spacing"),
+        (FakeReader(ramp((1, 3, 3, 3)), (1, 0, 1)), "spacing"),
+        (FakeReader(ramp((1, 3, 3, 3)), (1, np.nan, 1)), "spacing"),
     ],
 )
 def test_a_bad_image_is_named(reader, word):
@@ -114,7 +120,7 @@ def test_a_bad_image_is_named(reader, word):
 def test_a_case_with_a_file_too_few_is_told_once(raw):
     folder = raw("x_0000.nii.gz", labeled=("a_0000.nii.gz", "a_0001.nii.gz"))
     cases, problems = scan_unlabeled(folder, dataset_json(2))
-    reader = FakeReader(np.zeros((1, 3, 3, 3)))
+    reader = FakeReader(ramp((1, 3, 3, 3)))
     num_files = files_per_case(folder, dataset_json(2))
     assert num_files == 2 and len(problems) == 1
     cases = {case: ["dir/x_0000.nii.gz"] for case in cases}  # the file there is empty, which is another problem
@@ -126,7 +132,7 @@ def test_a_case_with_a_file_too_few_is_told_once(raw):
 
 def test_every_image_that_opens_is_shown():
     shown = []
-    image = np.zeros((1, 3, 3, 3))
+    image = ramp((1, 3, 3, 3))
     cases = {"x": ["x_0000.nii.gz"]}
     open_problems(cases, FakeReader(image), dataset_json(), look=lambda files, seen: shown.append((files, seen)))
     open_problems(cases, FakeReader(None), dataset_json(), look=lambda files, seen: shown.append((files, seen)))
@@ -134,4 +140,4 @@ def test_every_image_that_opens_is_shown():
 
 
 def test_a_good_image_has_no_problem():
-    assert open_problems({"x": ["x_0000.nii.gz"]}, FakeReader(np.zeros((1, 3, 3, 3))), dataset_json()) == []
+    assert open_problems({"x": ["x_0000.nii.gz"]}, FakeReader(ramp((1, 3, 3, 3))), dataset_json()) == []

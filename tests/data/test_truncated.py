@@ -2,8 +2,8 @@ import gzip
 
 import pytest
 
+from nnunet_semisam.data.image_checks import open_problems
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
-from nnunet_semisam.data.raw_pool import open_problems
 from nnunet_semisam.data.truncated import truncation_problems
 
 

@@ -311,3 +311,51 @@ def test_sampled_planes_stand_for_all_that_show_something(kit):
     scales = [torch.as_tensor(scale).unique().tolist() for scale in scales]
     assert scales == [[planes / 4], [1.0], [1.0]] and planes > 8
     assert (few(scene.image, 0 * scene.prob + 1 / 3, 0).scale == 1).all()  # nothing to ask about
+
+
+class Small:
+    """A backend whose device holds so many images and objects at once."""
+
+    def __init__(self, backend, *, images=99, items=99):
+        self.backend, self.images, self.items = backend, images, items
+        self.ndims, self.tried = backend.ndims, []
+
+    def embed(self, image):
+        self.tried.append(("images", len(image)))
+        if len(image) > self.images:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self.backend.embed(image)
+
+    def decode(self, embedding, prompts):
+        self.tried.append(("items", len(prompts)))
+        if len(prompts) > self.items:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self.backend.decode(embedding, prompts)
+
+
+@pytest.mark.parametrize("limits", [{"items": 1}, {"items": 3}, {"images": 1}, {"images": 1, "items": 1}], ids=str)
+def test_out_of_memory_asks_for_less_with_the_same_answer(kit, limits):
+    scene, lines = kit.scene(2), []
+    whole = labeler(kit)(scene.image, scene.prob, 0)
+    label = labeler(kit)
+    label.portions.say = lines.append
+    small = label.backend = Small(label.backend, **limits)
+    pseudo = label(scene.image, scene.prob, 0)
+    assert torch.allclose(pseudo.prob, whole.prob) and torch.allclose(pseudo.confidence, whole.confidence)
+    (line,) = lines
+    assert "WARNING" in line and "ran out of memory" in line and f"at most {label.portions.items} object" in line
+    small.tried.clear()
+    label(scene.image, scene.prob, 0)  # remembered: nothing fails again, nothing is said again
+    assert len(lines) == 1 and all(count <= getattr(small, what) for what, count in small.tried)
+
+
+def test_what_does_not_fit_alone_is_an_error_with_a_cure(kit):
+    scene = kit.scene(2)
+    for limits, what in (({"images": 0}, "image"), ({"items": 0}, "object")):
+        label = labeler(kit)
+        label.backend = Small(label.backend, **limits)
+        with pytest.raises(RuntimeError, match=f"out of memory with a single {what}.*sam.backend.*MeanTeacher"):
+            label(scene.image, scene.prob, 0)
+    label.backend = Small(label.backend, images=0)
+    with pytest.raises(RuntimeError, match="single image"):
+        label.probe(scene.image)

@@ -1,0 +1,182 @@
+"""Collapse: the teacher predicts far more or far less of a class on unlabeled patches than labeled patches ever show.
+
+The rule, in numbers of voxels per patch as a share of the patch, by class, as moving averages over iterations:
+
+* too much: the teacher's share on unlabeled patches is above `HIGH` times the largest average of labeled patches;
+* too little: it is below 1/`LOW` of the smallest average of those labeled patches that were cropped at random, as
+  unlabeled patches are (nnU-Net lays a third of the labeled patches on foreground on purpose), for a class that the
+  teacher has predicted within the range before.
+
+Nothing is judged before `WARM_UP` iterations. A class that labeled patches hardly ever show has a smallest average near
+0 and cannot be too rare; one that the network has not learned yet was never within the range. While a class is out of
+range the unlabeled terms have weight 0 and only labels teach; with a margin of `RETURN` inside it they come back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
+
+from nnunet_semisam.data.labeled import head_names
+from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
+
+HIGH, LOW, RETURN = 4.0, 10.0, 2.0
+WARM_UP = 500  # iterations; two epochs of nnU-Net
+WINDOW = 100  # iterations that the averages look back on
+SIDES = ("teacher", "labeled", "random")  # unlabeled patches; all labeled ones; labeled ones cropped at random
+
+
+@dataclass
+class CollapseGuard:
+    """Watches the share of each class; `held` names the classes that are out of range.
+
+    Shapes: M = number of classes + 1.
+
+    Args:
+        outputs: what the heads mean. With regions the background is watched as one class more.
+        names: of the classes, in the order of the heads.
+        sparse: is there an ignore label. Its voxels do not count, and too little is not judged, since sparse
+            annotations show more foreground than there is.
+        on: False never judges and costs nothing.
+    """
+
+    outputs: OutputSpace
+    names: Sequence[str]
+    sparse: bool = False
+    on: bool = True
+    seen: int = 0
+    mean: dict[str, list[float]] = field(default_factory=dict)
+    largest: list[float] = field(default_factory=list)
+    smallest: list[float] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)  # classes that were within the range
+    held: dict[str, str] = field(default_factory=dict)  # class -> "above" or "below"
+    _predicted: Tensor | None = field(default=None, init=False, repr=False)
+
+    def watch(self, teacher: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The teacher; what it says first is looked at."""
+        if not self.on:
+            return teacher
+        self._predicted = None
+
+        def watched(image: Tensor) -> Tensor:
+            prob = teacher(image)
+            if self._predicted is None:
+                self._predicted = self._predicted_shares(prob).sum(0)
+            return prob
+
+        return watched
+
+    def shares(self, target: Any, random_crops: int) -> dict[str, Float[Tensor, " M"]]:
+        """Sums over patches of the share of each class, and in the last place of the voxels that count.
+
+        Args:
+            target: nnU-Net's, a list under deep supervision.
+            random_crops: the first so many patches were not laid on foreground.
+        """
+        if not self.on:
+            return {}
+        labeled = self._labeled_shares(full_resolution(target))
+        predicted = self._predicted if self._predicted is not None else torch.zeros_like(labeled[0])
+        return dict(zip(SIDES, (predicted, labeled.sum(0), labeled[:random_crops].sum(0)), strict=True))
+
+    def update(self, sums: Mapping[str, Sequence[float]]) -> list[str]:
+        """Takes in one iteration, as `shares` has it; returns what has changed in words."""
+        if not self.on:
+            return []
+        for side, (*parts, valid) in ((side, sums[side]) for side in SIDES):
+            if valid:
+                now = [part / valid for part in parts]
+                before = self.mean.get(side, now)
+                self.mean[side] = [old + (new - old) / WINDOW for old, new in zip(before, now, strict=True)]
+        self.seen += 1
+        if self.seen <= WINDOW or "teacher" not in self.mean:
+            return []
+        self._widen_range()
+        if self.seen <= WARM_UP:
+            return []
+        return [line for index in range(len(self.names)) if (line := self._judge(index))]
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("seen", "mean", "largest", "smallest", "known", "held")
+        return copy.deepcopy({name: getattr(self, name) for name in names})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in copy.deepcopy(dict(state)).items():
+            setattr(self, name, value)
+
+    def _widen_range(self) -> None:
+        largest, smallest = self.mean["labeled"], self.mean.get("random")
+        self.largest = [max(pair) for pair in zip(self.largest or largest, largest, strict=True)]
+        if smallest is not None and not self.sparse:
+            self.smallest = [min(pair) for pair in zip(self.smallest or smallest, smallest, strict=True)]
+
+    def _judge(self, index: int) -> str | None:
+        name, share = self.names[index], self.mean["teacher"][index]
+        high, low = HIGH * self.largest[index], self.smallest[index] / LOW if self.smallest else 0.0
+        if name in self.held:
+            high, low = high / RETURN, low * RETURN
+        out = "above" if share > high else "below" if share < low else None
+        if out == "below" and name not in self.known:
+            return None
+        if out is None:
+            self.known += [name] if share > 0 and name not in self.known else []
+        if out == self.held.get(name):
+            return None
+        self.held.pop(name, None)
+        if out is None:
+            return f"semisam: {name}: {share:.3g} of the unlabeled patches, within the range of the labeled ones again"
+        self.held[name] = out
+        return (
+            f"WARNING: semisam: the teacher predicts {name} in {share:.3g} of the voxels of unlabeled patches, {out} "
+            f"{high if out == 'above' else low:.3g}, the limit that labeled patches set. The weights of the unlabeled "
+            "terms are 0 until it returns (collapse_guard = false switches this off)"
+        )
+
+    def _predicted_shares(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U M"]:
+        if self.outputs.has_regions:
+            return _of_regions(prob > 0.5, None)
+        return _of_labels(prob.argmax(1), self.outputs.num_heads)
+
+    def _labeled_shares(self, target: Tensor) -> Float[Tensor, "B M"]:
+        """Of labels (B, 1, *S), or of regions (B, K or K + 1, *S), whose channel K marks what is ignored."""
+        heads = self.outputs.num_heads
+        if not self.outputs.has_regions:
+            return _of_labels(target[:, 0].long(), heads)
+        return _of_regions(target[:, :heads] > 0, target[:, heads] > 0 if target.shape[1] > heads else None)
+
+
+def build_collapse_guard(trainer: nnUNetTrainer, outputs: OutputSpace, *, on: bool) -> CollapseGuard:
+    """The guard for the classes of a trainer."""
+    names = head_names(trainer.label_manager)
+    names = ["background", *names] if outputs.has_regions else names
+    return CollapseGuard(outputs, names, trainer.label_manager.has_ignore_label, on)
+
+
+def random_crops(trainer: nnUNetTrainer, batch_size: int) -> int:
+    """How many patches of a batch, from its first one on, nnU-Net's loader has not laid on foreground."""
+    if trainer.probabilistic_oversampling:
+        return 0  # any
+    return round(batch_size * (1 - trainer.oversample_foreground_percent))
+
+
+def _of_labels(labels: Int64[Tensor, "B *S"], count: int) -> Float[Tensor, "B M"]:
+    """Share of each label below `count`, and of all of them; the ignore label is `count`. Sums of ones are exact."""
+    flat = labels.flatten(1)
+    sums = torch.zeros(len(flat), count + 1, device=flat.device)
+    sums.scatter_add_(1, flat, torch.ones((), device=flat.device).expand_as(flat))
+    sums[:, count] = sums[:, :count].sum(1)
+    return sums / flat.shape[1]
+
+
+def _of_regions(inside: Bool[Tensor, "B K *S"], ignored: Bool[Tensor, "B *S"] | None) -> Float[Tensor, "B M"]:
+    """Share of the background, of each region, and of the voxels that count."""
+    valid = torch.ones_like(inside[:, :1]) if ignored is None else ~ignored[:, None]
+    parts = torch.cat([~inside.any(1, keepdim=True), inside, valid], 1) & valid
+    return parts.flatten(2).float().mean(2)

@@ -1,0 +1,112 @@
+"""Continuing a run: what a checkpoint keeps beside nnU-Net's own, and what may have changed since it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_semisam.checkpoint import KEY, random_state
+from nnunet_semisam.config import changes
+
+if TYPE_CHECKING:
+    from nnunet_semisam.trainer import SemiSAM
+
+HARMLESS = (  # of the semisam section: lengths, and what does not decide which weights come out
+    "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "seed", "max_bad_steps", "collapse_guard",
+    "skip_bad", "resume_changed", "sam.backend_args.max_planes",
+)  # fmt: skip
+OF_PLANS = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
+OF_DATASET = ("labels", "regions_class_order", "channel_names", "modality")
+NOT_COMPARED = ("semisam", "inherits_from", "median_image_size_in_voxels", "next_stage")
+CURE = (
+    "Undo that, or train under another configuration name (nnUNetv2_semisam_plan --name); resume_changed = true in the "
+    "semisam section continues all the same"
+)
+
+
+def state_of(trainer: SemiSAM) -> dict[str, Any]:
+    """What is saved under `KEY`: plain types and tensors only."""
+    return {
+        "trainer_name": type(trainer).__name__,
+        "iteration": trainer.iteration,
+        "teacher": None if trainer.teacher is None else trainer.teacher.state_dict(),
+        "configuration": trainer.semisam.as_dict(),
+        "trust": trainer.trust,
+        "curves": trainer.curves.state_dict(),
+        "guard": trainer.guard.state_dict(),
+        "collapse": trainer.collapse.state_dict(),
+        "random_state": random_state(),
+    }
+
+
+def take_up(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `state_of` kept; the start of training takes teacher, trust and random numbers from it. None: stock's."""
+    if KEY not in checkpoint:
+        trainer.iteration = trainer.current_epoch * trainer.num_iterations_per_epoch
+        trainer.print_to_log_file("semisam: checkpoint of another trainer; the teacher starts as a copy of the student")
+        return None
+    state = checkpoint[KEY]
+    trainer.iteration = state["iteration"]
+    trainer.curves.load_state_dict(state["curves"])
+    for name in ("guard", "collapse"):
+        if name in state:  # older checkpoints have none
+            getattr(trainer, name).load_state_dict(state[name])
+    return state
+
+
+def compare(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> list[str]:
+    """Prints what has changed since the checkpoint was written; returns what the run must not be continued with.
+
+    Raises:
+        ValueError: another architecture, into which the weights do not fit.
+    """
+    plans = _plan_changes(trainer, checkpoint["init_args"])
+    was = checkpoint[KEY]["configuration"] if KEY in checkpoint else trainer.semisam.as_dict()
+    section = changes(was, trainer.semisam.as_dict())
+    for what, changed in (("plans", plans), ("semisam configuration", section)):
+        if changed:
+            trainer.print_to_log_file(f"WARNING: {what} changed since the checkpoint was written: {'; '.join(changed)}")
+    if trainer.semisam.resume_changed:
+        return []
+    if unfit := [change for change in plans if change.startswith(("architecture", "labels", "channel_names"))]:
+        raise ValueError(f"semisam: the checkpoint belongs to another network: {'; '.join(unfit)}. {CURE}.")
+    return plans + [change for change in section if not _is_harmless(change)]
+
+
+def refuse(changed: list[str]) -> None:
+    """Keeps a run from going on as another one.
+
+    Raises:
+        ValueError: something has changed.
+    """
+    if changed:
+        raise ValueError(
+            f"semisam: the run would not be continued but become another one: {'; '.join(changed)}. {CURE}."
+        )
+
+
+def _is_harmless(change: str) -> bool:
+    """A key that older versions did not write has done nothing then."""
+    path = change.split(" ")[0]
+    return path in HARMLESS or change.startswith(f"{path} was not set")
+
+
+def _plan_changes(trainer: SemiSAM, init_args: Mapping[str, Any]) -> list[str]:
+    old, now = PlansManager(init_args["plans"]), trainer.plans_manager
+    was, is_now = _plain(old, init_args["configuration"]), _plain(now, trainer.configuration_name)
+    was |= _of_dataset(init_args["dataset_json"])
+    return changes(was, is_now | _of_dataset(trainer.dataset_json))
+
+
+def _of_dataset(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({key: dataset_json.get(key) for key in OF_DATASET}))
+
+
+def _plain(plans: PlansManager, configuration: str) -> dict[str, Any]:
+    content = dict(plans.get_configuration(configuration).configuration)
+    content |= {key: plans.plans.get(key) for key in OF_PLANS}
+    kept = {key: value for key, value in content.items() if key not in NOT_COMPARED}
+    return json.loads(json.dumps(kept, default=str))

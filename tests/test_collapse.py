@@ -1,0 +1,178 @@
+"""The collapse guard: its rule on made-up numbers, no false alarms, and what it does to a training."""
+
+import numpy as np
+import pytest
+import torch
+from test_train_step import toy  # noqa: F401 (a fixture)
+from toy_trainer import REGIONS, build, short, weights
+
+from nnunet_semisam import collapse
+from nnunet_semisam.collapse import CollapseGuard
+from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+NAMES = ("background", "organ", "tumor")
+
+
+def sums(teacher, labeled, random=None):
+    """Two patches of each kind with these shares of organ and tumor."""
+
+    def of(shares):
+        return [2 * part for part in (1 - sum(shares), *shares, 1)]
+
+    return {"teacher": of(teacher), "labeled": of(labeled), "random": of(random or labeled)}
+
+
+def fed(guard, *rows, times=1):
+    """What the guard says when it sees the rows again and again."""
+    return [line for _ in range(times) for row in rows for line in guard.update(row)]
+
+
+@pytest.fixture
+def guard():
+    return CollapseGuard(OutputSpace(3), NAMES)
+
+
+@pytest.fixture
+def settled(guard):
+    """After a healthy start."""
+    assert fed(guard, sums((0.1, 0.01), (0.12, 0.02), (0.1, 0.01)), times=600) == []
+    return guard
+
+
+def test_too_much_is_told_with_class_and_numbers_and_returns(settled):
+    (line,) = fed(settled, sums((0.6, 0.01), (0.12, 0.02)), times=300)
+    assert "WARNING" in line and "predicts organ in" in line and "above 0.48" in line
+    assert settled.held == {"organ": "above"}
+    assert fed(settled, sums((0.24, 0.01), (0.12, 0.02)), times=20) == []  # within, but not by the margin
+    (line,) = fed(settled, sums((0.1, 0.01), (0.12, 0.02)), times=300)
+    assert "within the range" in line and not settled.held
+
+
+def test_too_little_is_told_by_the_patches_cropped_at_random(settled):
+    lines = fed(settled, sums((0.1, 0.0), (0.12, 0.02), (0.1, 0.01)), times=400)
+    assert len(lines) == 1 and "tumor" in lines[0] and "below 0.001," in lines[0]
+
+
+def test_foreground_everywhere_is_told(guard):
+    fed(guard, sums((0.4, 0.0), (0.5, 0.0), (0.4, 0.0)), times=600)
+    lines = fed(guard, sums((1.0, 0.0), (0.5, 0.0), (0.4, 0.0)), times=400)
+    assert len(lines) == 1 and "background" in lines[0] and "below" in lines[0]
+
+
+def test_nothing_is_said_at_the_start(guard):
+    assert fed(guard, sums((0.9, 0.1), (0.1, 0.01)), times=collapse.WARM_UP) == []
+
+
+def test_a_class_that_is_not_learned_yet_is_not_missing(guard):
+    assert fed(guard, sums((0.1, 0.0), (0.12, 0.02), (0.1, 0.01)), times=3000) == []
+
+
+def test_rare_classes_and_oversampling_raise_no_alarm(guard):
+    """One patch in twenty has the tumor, but every second labeled one is laid on it."""
+    random = np.random.default_rng(0)
+
+    def patch(lucky):
+        return random.uniform(0.02, 0.2), lucky * random.uniform(0.005, 0.05)
+
+    for _ in range(8000):
+        at_random, unlabeled = (patch(random.random() < 0.05) for _ in range(2))
+        labeled = tuple(np.mean([at_random, patch(1)], axis=0))
+        assert guard.update(sums(unlabeled, labeled, at_random)) == []
+
+
+def test_sparse_annotations_do_not_make_a_class_too_rare():
+    guard = CollapseGuard(OutputSpace(3), NAMES, sparse=True)
+    assert fed(guard, sums((0.2, 0.2), (0.3, 0.3)), times=600) == []
+    assert fed(guard, sums((0.01, 0.01), (0.3, 0.3)), times=600) == []
+    assert len(fed(guard, sums((1.0, 0.0), (0.2, 0.2)), times=600)) == 0  # 4 x 0.3 is more than all
+    assert not guard.held
+
+
+def test_state_round_trip(settled):
+    fed(settled, sums((0.6, 0.01), (0.12, 0.02)), times=300)
+    other = CollapseGuard(OutputSpace(3), NAMES)
+    other.load_state_dict(settled.state_dict())
+    row = sums((0.3, 0.01), (0.12, 0.02))
+    assert other == settled and fed(other, row, times=200) == fed(settled, row, times=200) and other == settled
+
+
+def test_shares_of_labels_and_of_ignored_voxels():
+    guard = CollapseGuard(OutputSpace(3), NAMES, sparse=True)
+    target = torch.tensor([[[0, 0, 1, 3], [0, 2, 2, 3]], [[0, 0, 0, 0], [1, 1, 1, 1]]])[:, None].float()
+    prob = torch.nn.functional.one_hot(torch.tensor([[[0, 0], [1, 2]]]), 3).movedim(-1, 1).float()
+    guard.watch(lambda image: image)(prob)
+    found = guard.shares([target, target[..., ::2]], 1)
+    assert found["teacher"].tolist() == [0.5, 0.25, 0.25, 1]
+    assert found["random"].tolist() == [3 / 8, 1 / 8, 2 / 8, 6 / 8]
+    assert found["labeled"].tolist() == [7 / 8, 5 / 8, 2 / 8, 14 / 8]
+
+
+def test_shares_of_regions():
+    guard = CollapseGuard(OutputSpace(2, has_regions=True), ("background", "whole", "core"), sparse=True)
+    target = torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]])[..., None].bool()  # the last one: ignored
+    found = guard.shares(target, 0)
+    assert found["labeled"].tolist() == [0.25, 0.5, 0.25, 0.75] and found["random"].tolist() == [0, 0, 0, 0]
+    guard.watch(lambda image: image)(torch.tensor([[[0.9, 0.9, 0.1, 0.1], [0.6, 0.4, 0, 0]]])[..., None])
+    assert guard.shares(target, 0)["teacher"].tolist() == [0.5, 0.5, 0.25, 1]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name, value in (("WARM_UP", 1), ("WINDOW", 1)):
+        monkeypatch.setattr(collapse, name, value)
+
+
+def started(**section):
+    terms = {name: {"weight": 0.1, "schedule": "constant"} for name in ("consistency", "sam")}
+    built = build(nnUNetTrainerSemiSAM, short(terms=terms, **section))
+    built.on_train_start()
+    built.on_train_epoch_start()
+    return built
+
+
+@pytest.mark.parametrize("labels", [None, REGIONS], ids=["labels", "regions"])
+def test_a_collapsed_teacher_holds_the_unlabeled_terms_back(toy, quick, monkeypatch, labels):  # noqa: F811
+    built = build(nnUNetTrainerSemiSAM, short(num_iterations_per_epoch=8), labels=labels)
+    built.on_train_start()
+    built.on_train_epoch_start()
+    lines = []
+    built.print_to_log_file = lambda *words, **_: lines.append(" ".join(map(str, words)))
+    teacher, tiny = built.teacher, {"background": 0.01, "ball": 0.01, "shell": 0.01, "whole": 0.01}
+    built.collapse.largest = [tiny[name] / 1e3 for name in built.collapse.names]
+    monkeypatch.setattr(CollapseGuard, "_widen_range", lambda self: None)
+    for _ in range(3):
+        built.train_step(next(built.dataloader_train))
+    assert built.collapse.held and [line for line in lines if "WARNING: semisam: the teacher predicts" in line]
+    calls = toy.calls
+    built.curves.end_epoch(0)
+    before = weights(built)
+    built.train_step(next(built.dataloader_train))
+    closed = built.curves.end_epoch(1)
+    assert closed["weight/sam"] == closed["weight/consistency"] == 0 and "loss/sam" not in closed
+    assert toy.calls == calls and not torch.equal(before, weights(built))  # labels go on teaching
+    built.collapse.largest = [1.0] * len(built.collapse.names)
+    built.train_step(next(built.dataloader_train))
+    built.train_step(next(built.dataloader_train))
+    assert not built.collapse.held and toy.calls > calls and built.teacher is teacher
+
+
+def test_a_guarded_run_equals_one_without_guard(toy):  # noqa: F811
+    def trained(**section):
+        built = build(nnUNetTrainerSemiSAM, short(**section))
+        built.run_training()
+        return built
+
+    watched, unwatched = trained(), trained(collapse_guard=False)
+    assert torch.equal(weights(watched), weights(unwatched))
+    assert watched.collapse.seen == 3 and unwatched.collapse.seen == 0
+    assert watched.collapse.mean.keys() == {"teacher", "labeled", "random"}
+
+
+def test_random_crops_are_those_of_nnunets_loader(toy):  # noqa: F811
+    built = started()
+    loader = built.dataloader_train.data_loader
+    for size in (1, 2, 3, 5, 8):
+        loader.batch_size = size
+        at_random = [number for number in range(size) if not loader.get_do_oversample(number)]
+        assert at_random == list(range(collapse.random_crops(built, size)))

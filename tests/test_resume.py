@@ -1,0 +1,125 @@
+"""Continuing with a changed configuration or changed plans: told, refused where the run would be another one."""
+
+import pytest
+import torch
+import toy_trainer
+from test_train_step import toy, trained  # noqa: F401 (a fixture)
+from toy_trainer import build, short
+
+from nnunet_semisam.checkpoint import KEY
+from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+
+@pytest.fixture
+def file(toy):  # noqa: F811
+    return f"{trained().output_folder}/checkpoint_final.pth"
+
+
+def resumed(file, monkeypatch, plans=lambda configuration: None, **section):
+    """A trainer that has loaded the checkpoint, and what it has logged."""
+    original, lines = toy_trainer.plans, []
+
+    def changed(patch_size):
+        content = original(patch_size)
+        plans(content["configurations"]["toy"])
+        return content
+
+    monkeypatch.setattr(toy_trainer, "plans", changed)
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "print_to_log_file", lambda self, *words, **_: lines.append(words[0]))
+    built = build(nnUNetTrainerSemiSAM, short(**section), continue_training=True)
+    built.load_checkpoint(file)
+    return built, [line for line in lines if isinstance(line, str) and "WARNING" in line]
+
+
+def test_nothing_changed_is_nothing_told(file, monkeypatch):
+    built, lines = resumed(file, monkeypatch)
+    built.on_train_start()
+    assert lines == []
+
+
+@pytest.mark.parametrize("section", [{"num_epochs": 2}, {"seed": 8}, {"max_bad_steps": 5}, {"skip_bad": True}], ids=str)
+def test_harmless_changes_are_told_and_go_on(file, monkeypatch, section):
+    built, (line,) = resumed(file, monkeypatch, **section)
+    assert next(iter(section)) in line
+    built.on_train_start()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"ema_decay": 0.5},
+        {"terms": {"sam": {"weight": 0.3}}},
+        {"method": "fixmatch"},
+        {"sam": None},
+        {"unlabeled_batch_size": 1},
+        {"allow_unlabeled_val": True},
+    ],
+    ids=str,
+)
+def test_changes_that_make_another_run_are_refused_when_training_starts(file, monkeypatch, section):
+    built, (line,) = resumed(file, monkeypatch, **section)
+    (key,) = section
+    assert f"{key} was" in line or f"{key}.sam.weight was" in line
+    with pytest.raises(ValueError, match=f"{key}.*resume_changed"):
+        built.on_train_start()
+
+
+def edit(**values):
+    return lambda configuration: configuration.update(values)
+
+
+@pytest.mark.parametrize(
+    "plans, word",
+    [
+        (edit(patch_size=[16, 16, 24]), "patch_size was [16, 16, 16], is [16, 16, 24]"),
+        (edit(batch_size=3), "batch_size was 2, is 3"),
+        (edit(spacing=[1.0, 1.0, 2.0]), "spacing was [1.0, 1.0, 1.0], is [1.0, 1.0, 2.0]"),
+        (edit(normalization_schemes=["NoNormalization"]), "normalization_schemes"),
+        (edit(batch_dice=True), "batch_dice was False, is True"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_changed_plans_are_told_and_refused(file, monkeypatch, plans, word):
+    built, (line,) = resumed(file, monkeypatch, plans)
+    assert line.startswith("WARNING: plans changed") and word in line
+    with pytest.raises(ValueError, match="another one.*configuration name"):
+        built.on_train_start()
+
+
+def test_changed_plans_go_on_when_told_so(file, monkeypatch):
+    built, lines = resumed(file, monkeypatch, edit(batch_size=3), resume_changed=True, ema_decay=0.5)
+    assert len(lines) == 2
+    built.on_train_start()
+    assert built.batch_size == 3
+
+
+def test_another_architecture_is_refused_before_the_weights_are_loaded(file, monkeypatch):
+    def wider(configuration):
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 12]
+
+    with pytest.raises(
+        ValueError, match=r"another network: architecture.arch_kwargs.features_per_stage was \[4, 8, 8\]"
+    ):
+        resumed(file, monkeypatch, wider)
+
+
+def test_other_labels_are_refused(file):
+    labels = {"background": 0, "shell": 1, "ball": 2}
+    built = build(nnUNetTrainerSemiSAM, short(), labels=labels, continue_training=True)
+    with pytest.raises(ValueError, match="labels.ball was 1, is 2"):
+        built.load_checkpoint(file)
+
+
+def test_validation_does_not_mind_another_section(file, monkeypatch):
+    built, _ = resumed(file, monkeypatch, ema_decay=0.5)
+    assert built.iteration == 3
+
+
+def test_keys_that_older_versions_did_not_write_are_no_change(file, monkeypatch, tmp_path):
+    checkpoint = torch.load(file, weights_only=False)
+    for key in ("max_bad_steps", "collapse_guard", "sam"):
+        checkpoint[KEY]["configuration"].pop(key)
+    checkpoint[KEY].pop("guard"), checkpoint[KEY].pop("collapse")
+    torch.save(checkpoint, tmp_path / "old.pth")
+    built, _ = resumed(str(tmp_path / "old.pth"), monkeypatch)
+    built.on_train_start()
