@@ -19,7 +19,7 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_semisam import stream
+from nnunet_semisam import cascade, stream
 from nnunet_semisam.checkpoint import (
     KEY,
     random_state,
@@ -40,7 +40,7 @@ from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
-from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
+from nnunet_semisam.types import LabeledBatch
 
 if TYPE_CHECKING:
     Base: TypeAlias = nnUNetTrainer
@@ -63,13 +63,13 @@ class SemiSAM(Base):
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads exactly this signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_cascaded:
-            raise NotImplementedError(f"{type(self).__name__}: cascaded configurations are not supported yet")
+        self.previous_channels = cascade.one_hot_channels(self)
+        self.folder_with_segs_from_previous_stage = cascade.labeled_folder(self)
         section = self.configuration_manager.configuration.get("semisam", {})
         self.semisam = self.preset.with_section(section)
         if not self.uses_sam:
@@ -145,7 +145,7 @@ class SemiSAM(Base):
     def semi_supervised_step(self, batch: dict, weights: dict[str, float]) -> dict:
         """Gradient of all terms and one step of the optimiser. A term of weight 0 is not computed, nor SAM called."""
         labeled = LabeledBatch.from_nnunet(batch, self.device)
-        unlabeled = UnlabeledBatch.from_nnunet(next(self.dataloader_unlabeled), self.device, self.iteration)
+        unlabeled = stream.next_batch(self)
 
         # what do we believe about the unlabeled patches?
         asks_sam = self.sam_assisted is not None and weights.get("sam", 0) > 0
@@ -237,7 +237,7 @@ class SemiSAM(Base):
             return None
         backend = build_backend(self.semisam.sam, self.device, self.configuration_manager.spacing)
         labeler = SamLabeler(backend, self.semisam.sam, self.outputs)
-        patch = (1, self.num_input_channels, *self.configuration_manager.patch_size)
+        patch = (1, self.num_input_channels - self.previous_channels, *self.configuration_manager.patch_size)
         labeler.probe(torch.zeros(patch, device=self.device))
         return SamAssisted(self.method, labeler)
 
