@@ -12,12 +12,14 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_semisam import cascade
 from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.data.disk import writing
 from nnunet_semisam.data.loader import build_unlabeled_loader
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.transforms import TwoViewTransform
 from nnunet_semisam.data.unlabeled import UnlabeledDataset
+from nnunet_semisam.types import UnlabeledBatch
 
 if TYPE_CHECKING:
     from nnunet_semisam.trainer import SemiSAM
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Path]:
     """The unlabeled cases of the trainer's fold; what is missing is preprocessed (under DDP, by rank 0).
 
+    For a cascade also what the previous stage predicts for them.
+
     Raises:
         ValueError: no unlabeled case, or something is wrong with one; the message has the cure.
     """
 
     def pool() -> dict[str, Path]:
         skipped: list[str] | None = [] if config.skip_bad else None
-        found = unlabeled_pool(
+        cases = unlabeled_pool(
             trainer.plans_manager,
             trainer.configuration_manager,
             trainer.dataset_json,
@@ -42,7 +46,9 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
         )
         if skipped:
             trainer.print_to_log_file("\n  - ".join(["WARNING: semisam: skipped (skip_bad):", *skipped]))
-        return found
+        if trainer.is_cascaded:
+            cascade.prepare_previous_stage(trainer, allow_val=config.allow_unlabeled_val)
+        return cases
 
     if not trainer.is_ddp:
         return pool()
@@ -62,20 +68,23 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
         batch_size: None = that of the labeled batches.
     """
     rotation, dummy_2d, initial_patch_size, mirror_axes = geometry
-    configuration = trainer.configuration_manager
+    configuration, labels = trainer.configuration_manager, trainer.label_manager
     transforms = trainer.get_training_transforms(
         configuration.patch_size, rotation, None, mirror_axes, dummy_2d,
-        use_mask_for_norm=configuration.use_mask_for_norm, is_cascaded=False,
-        foreground_labels=trainer.label_manager.foreground_labels, regions=None,
-        ignore_label=trainer.label_manager.ignore_label,
+        use_mask_for_norm=configuration.use_mask_for_norm, is_cascaded=trainer.is_cascaded,
+        foreground_labels=labels.foreground_labels, regions=None, ignore_label=labels.ignore_label,
     )  # fmt: skip
     return build_unlabeled_loader(
-        UnlabeledDataset(pool),
-        TwoViewTransform(transforms, configuration.use_mask_for_norm),
+        UnlabeledDataset(pool, cascade.previous_stage_files(trainer, pool)),
+        TwoViewTransform(
+            transforms,
+            configuration.use_mask_for_norm,
+            previous_labels=[int(label) for label in labels.foreground_labels] if trainer.is_cascaded else (),
+        ),
         batch_size=batch_size or trainer.batch_size,
         initial_patch_size=[int(side) for side in initial_patch_size],
         patch_size=configuration.patch_size,
-        label_manager=trainer.label_manager,
+        label_manager=labels,
         pin_memory=trainer.device.type == "cuda",
     )
 
@@ -89,6 +98,12 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
         with writing(trainer.output_folder):
             save_json(trainer.semisam.as_dict(), os.path.join(trainer.output_folder, "semisam.json"), sort_keys=False)
             save_json(cases, os.path.join(trainer.output_folder, "semisam_unlabeled.json"), sort_keys=False)
+
+
+def next_batch(trainer: SemiSAM) -> UnlabeledBatch:
+    """The next unlabeled batch, on the trainer's device."""
+    batch = next(trainer.dataloader_unlabeled)
+    return UnlabeledBatch.from_nnunet(batch, trainer.device, trainer.iteration, previous=trainer.previous_channels)
 
 
 def choose_no_kernels_by_timing(loader: Any) -> None:

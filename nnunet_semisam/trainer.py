@@ -18,7 +18,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_semisam import resume, stream
+from nnunet_semisam import cascade, resume, stream
 from nnunet_semisam.checkpoint import (
     KEY,
     restore_random_state,
@@ -41,7 +41,7 @@ from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
-from nnunet_semisam.types import LabeledBatch, UnlabeledBatch
+from nnunet_semisam.types import LabeledBatch
 
 if TYPE_CHECKING:
     Base: TypeAlias = nnUNetTrainer
@@ -64,13 +64,13 @@ class SemiSAM(Base):
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads exactly this signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_cascaded:
-            raise NotImplementedError(f"{type(self).__name__}: cascaded configurations are not supported yet")
+        self.previous_channels = cascade.one_hot_channels(self)
+        self.folder_with_segs_from_previous_stage = cascade.labeled_folder(self)
         section = self.configuration_manager.configuration.get("semisam", {})
         self.semisam = self.preset.with_section(section)
         if not self.uses_sam:
@@ -157,7 +157,7 @@ class SemiSAM(Base):
     def semi_supervised_step(self, batch: dict, weights: dict[str, float]) -> dict:
         """Gradient of all terms and one step of the optimiser. A term of weight 0 is not computed, nor SAM called."""
         labeled = LabeledBatch.from_nnunet(batch, self.device)
-        unlabeled = UnlabeledBatch.from_nnunet(next(self.dataloader_unlabeled), self.device, self.iteration)
+        unlabeled = stream.next_batch(self)
         self.guard.begin(self.network)
 
         # what do we believe about the unlabeled patches?
@@ -261,7 +261,7 @@ class SemiSAM(Base):
             return None
         backend = build_backend(self.semisam.sam, self.device, self.configuration_manager.spacing)
         labeler = SamLabeler(backend, self.semisam.sam, self.outputs, say=self.print_to_log_file)
-        patch = (1, self.num_input_channels, *self.configuration_manager.patch_size)
+        patch = (1, self.num_input_channels - self.previous_channels, *self.configuration_manager.patch_size)
         labeler.probe(torch.zeros(patch, device=self.device))
         return SamAssisted(self.method, labeler)
 

@@ -53,19 +53,32 @@ class UnlabeledBatch:
         strong: the same patches after nnU-Net's full augmentation.
         keys: case names.
         iteration: global iteration, counted from 0.
+        previous: how many of the channels are no image but labels of a cascade's previous stage: the last ones. In the
+            strong view nnU-Net has roughened them.
     """
 
     image: Float[Tensor, "U C *S"]
     strong: Float[Tensor, "U C *S"]
     keys: tuple[str, ...]
     iteration: int = 0
+    previous: int = 0
+
+    @property
+    def picture(self) -> Float[Tensor, "U I *S"]:
+        """The weak view without the labels of a previous stage: all that a SAM may look at."""
+        return self.image[:, : self.image.shape[1] - self.previous]
+
+    @property
+    def roughened(self) -> Float[Tensor, "U L *S"]:
+        """The strong view's labels of the previous stage; without a cascade there are none."""
+        return self.strong[:, self.strong.shape[1] - self.previous :]
 
     @classmethod
-    def from_nnunet(cls, batch: dict, device: torch.device, iteration: int = 0) -> UnlabeledBatch:
+    def from_nnunet(cls, batch: dict, device: torch.device, iteration: int = 0, *, previous: int = 0) -> UnlabeledBatch:
         """Takes the two views out of the 2C channels that the two-view transform stacks: strong first, then weak."""
         views = batch["data"].to(device, non_blocking=True)
         strong, weak = views.chunk(2, dim=1)
-        return cls(weak.contiguous(), strong.contiguous(), tuple(batch["keys"]), iteration)
+        return cls(weak.contiguous(), strong.contiguous(), tuple(batch["keys"]), iteration, previous)
 
 
 @dataclass(frozen=True)

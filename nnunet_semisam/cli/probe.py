@@ -114,6 +114,8 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Task, str, Pa
     config = SemiSAMConfig().with_section(section).sam or SamConfig()
     labels = planned.plans_manager.get_label_manager(planned.dataset_json)
     fold = args.f if args.f == "all" else int(args.f)
+    if "model" in args.prompts_from and manager.previous_stage_name:
+        raise ValueError(f"{args.c} is a cascade: its model cannot prompt here; leave model out of --prompts-from")
     names = training_cases(planned.folder / "splits_final.json", fold, known=planned.labeled_cases(manager))
     cases = load_labeled_cases(planned.folder / manager.data_identifier, names, labels)
     outputs = OutputSpace(labels.num_segmentation_heads, labels.has_regions)

@@ -96,7 +96,7 @@ def make_missing(
         return set()
     title = f"Preprocessing unlabeled cases ({managers[1].data_identifier})"
     with (
-        _partial_folder(manifest.folder) as partial,
+        partial_folder(manifest.folder) as partial,
         tqdm(total=len(jobs), desc=title, disable=not show_progress) as bar,
     ):
         work = Work(partial, manifest.folder, *managers)
@@ -202,7 +202,7 @@ def _collect(
 
 
 @contextlib.contextmanager
-def _partial_folder(folder: Path) -> Iterator[Path]:
+def partial_folder(folder: Path) -> Iterator[Path]:
     """A folder for unfinished files on the same file system. What killed runs have left is removed after a day."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

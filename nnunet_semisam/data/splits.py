@@ -119,8 +119,12 @@ def names(cases: Sequence[str], limit: int = 5) -> str:
 
 def hidden_cases(splits_file: str | Path) -> dict[int, tuple[str, ...]]:
     """The cases under "unlabeled" of every fold that has some."""
-    folds = {number: _entry(entry, splits_file, number) for number, entry in enumerate(_folds(Path(splits_file)))}
-    return {number: split.unlabeled for number, split in folds.items() if split.unlabeled}
+    return {number: split.unlabeled for number, split in enumerate(every_split(splits_file)) if split.unlabeled}
+
+
+def every_split(splits_file: str | Path) -> list[Split]:
+    """All folds of the file, unchecked; empty if it does not exist."""
+    return [_entry(entry, splits_file, number) for number, entry in enumerate(_folds(Path(splits_file)))]
 
 
 def num_folds(splits_file: str | Path) -> int:

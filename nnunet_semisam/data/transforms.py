@@ -17,7 +17,11 @@ NEAR_ZERO = 1e-3  # resampling leaves ripples in the background, which was exact
 class TwoViewTransform:
     """Wraps a trainer's training transforms; gives the strong and the weak view as 2C channels, strong first.
 
-    Build the wrapped transforms with `deep_supervision_scales=None`, `regions=None` and `is_cascaded=False`.
+    Build the wrapped transforms with `deep_supervision_scales=None` and `regions=None`.
+
+    In a cascade they turn the second channel of the segmentation, the previous stage's labels, into channels of the
+    image, and roughen them. A copy of the labels goes along as third channel, which is moved only: from it the weak
+    view gets its own channels.
 
     With `use_mask_for_norm`, nnU-Net keeps the background at 0, and finds it in the segmentation, which is blank here.
     The background of such data is found in the image instead: voxels that are near 0 in all channels normalized within
@@ -28,33 +32,52 @@ class TwoViewTransform:
     Args:
         transform: called with `image`, `segmentation` and `regression_target`, of shape (channels, *S) each.
         use_mask_for_norm: of the configuration, one flag per channel.
+        previous_labels: foreground labels of a cascade, in nnU-Net's order; empty without one.
     """
 
-    def __init__(self, transform: Callable[..., dict], use_mask_for_norm: Sequence[bool] | None = None) -> None:
+    def __init__(
+        self,
+        transform: Callable[..., dict],
+        use_mask_for_norm: Sequence[bool] | None = None,
+        *,
+        previous_labels: Sequence[int] = (),
+    ) -> None:
         self.transform = transform
+        self.previous_labels = list(previous_labels)
         self.masked_channels = [channel for channel, masked in enumerate(use_mask_for_norm or ()) if masked]
 
     def __call__(self, *, image: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
         """`image` (C, *S before) → `image` (2C, *S after), and the `segmentation` as the transforms leave it.
+
+        With L `previous_labels`, `segmentation` has two channels, and there are 2(C + L) channels afterwards.
 
         Raises:
             ValueError: the wrapped transforms change the image's channels or do not carry a regression target.
         """
         channels = image.shape[0]
         companion = torch.cat([image, self._body(image)])  # always a copy: intensity transforms work in place
+        if self.previous_labels:
+            segmentation = torch.cat([segmentation, segmentation[1:2]])
         moved = self.transform(image=image, segmentation=segmentation, regression_target=companion)
         strong, companion = moved["image"], moved.get("regression_target")
-        if companion is None or strong.shape != companion[:channels].shape:
+        expected = channels + len(self.previous_labels)
+        if companion is None or strong.shape != (expected, *companion.shape[1:]):
             shapes = [tuple(strong.shape), None if companion is None else tuple(companion.shape)]
             raise ValueError(
                 f"the training transforms give image and regression target of shapes {shapes}, but two views need the "
-                f"same {channels} channel(s); a transform that adds channels (cascade) or drops regression_target "
-                "cannot be used for unlabeled images."
+                f"same size and an image of {expected} channel(s); a transform that adds channels or drops "
+                "regression_target cannot be used for unlabeled images."
             )
-        views = torch.cat([strong, companion[:channels]])
+        views = torch.cat([strong, companion[:channels], self._one_hot(moved["segmentation"][-1], strong)])
         if self.masked_channels:
             self._clear_background(views, companion[channels] < 0.5)
         return {"image": views, "segmentation": moved["segmentation"]}
+
+    def _one_hot(self, labels: Tensor, like: Tensor) -> Tensor:
+        """One channel per previous label; no channel without a cascade."""
+        if not self.previous_labels:
+            return like[:0]
+        return torch.stack([labels == label for label in self.previous_labels]).to(like.dtype)
 
     def _body(self, image: Tensor) -> Tensor:
         """1 in the body, 0 in the background, as one channel; no channel where nothing is masked."""

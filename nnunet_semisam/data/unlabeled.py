@@ -23,12 +23,13 @@ class UnlabeledDataset:
 
     Args:
         images: preprocessed image file (`.b2nd`) by case name; the files may lie in different folders.
+        previous: for cascades, what the previous stage predicts for each case, on the grid of its image.
 
     Raises:
         ValueError: no case, or a file that does not exist.
     """
 
-    def __init__(self, images: Mapping[str, str | Path]) -> None:
+    def __init__(self, images: Mapping[str, str | Path], previous: Mapping[str, str | Path] | None = None) -> None:
         if not images:
             raise ValueError("the unlabeled pool is empty; unlabeled_pool says where unlabeled cases come from.")
         if missing := [str(file) for file in images.values() if not Path(file).is_file()]:
@@ -37,21 +38,28 @@ class UnlabeledDataset:
                 "nnUNetv2_semisam_preprocess (cases of imagesUn) or nnUNetv2_preprocess (cases of imagesTr)."
             )
         self.images = {case: str(images[case]) for case in sorted(images)}
+        self.previous = None if previous is None else {case: str(previous[case]) for case in self.images}
         self.identifiers = list(self.images)
         blosc2.set_nthreads(1)
 
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def __getitem__(self, identifier: str) -> tuple[Any, np.ndarray, None, dict]:
+    def __getitem__(self, identifier: str) -> tuple[Any, np.ndarray, Any, dict]:
         return self.load_case(identifier)
 
-    def load_case(self, identifier: str) -> tuple[Any, np.ndarray, None, dict]:
-        """Image (C, z, y, x), read from disk where it is sliced; zeros (1, z, y, x) without storage; properties."""
-        mmap = {} if os.name == "nt" else {"mmap_mode": "r"}  # as in nnU-Net: no memory map on Windows
-        image = blosc2.open(urlpath=self.images[identifier], mode="r", dparams={"nthreads": 1}, **mmap)
+    def load_case(self, identifier: str) -> tuple[Any, np.ndarray, Any, dict]:
+        """Image (C, z, y, x), read from disk where it is sliced; zeros (1, z, y, x) without storage; what the previous
+        stage predicts, (z, y, x), or None; properties."""
+        image = _open(self.images[identifier])
         blank = np.broadcast_to(np.int8(0), (1, *image.shape[1:]))
-        return image, blank, None, {"class_locations": {}}
+        previous = None if self.previous is None else _open(self.previous[identifier])
+        return image, blank, previous, {"class_locations": {}}
+
+
+def _open(file: str) -> Any:
+    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}  # as in nnU-Net: no memory map on Windows
+    return blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **mmap)
 
 
 class UnlabeledDataLoader(nnUNetDataLoader):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -49,8 +50,11 @@ class SemiMethod(abc.ABC):
         """What is believed about the unlabeled patches, by name of the loss term. Called without gradient."""
 
     def student_view(self, unlabeled: UnlabeledBatch) -> Float[Tensor, "U C *S"]:
-        """The image that the student gets to see."""
-        return unlabeled.strong if self.view == "nnunet" else self._perturb(unlabeled.image)
+        """The image that the student gets to see; in a cascade with the previous stage's labels as nnU-Net's
+        augmentation leaves them."""
+        if self.view == "nnunet":
+            return unlabeled.strong
+        return torch.cat([self._perturb(unlabeled.picture), unlabeled.roughened], 1)
 
     def terms(
         self, student: Student, unlabeled: UnlabeledBatch, pseudo: dict[str, PseudoLabel]

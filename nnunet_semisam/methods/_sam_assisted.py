@@ -30,4 +30,4 @@ class SamAssisted:
 
         pseudo = self.method.pseudo_labels(remember, unlabeled)
         prob = seen[0] if seen else teacher(unlabeled.image)
-        return {**pseudo, "sam": self.labeler(unlabeled.image, prob, unlabeled.iteration)}
+        return {**pseudo, "sam": self.labeler(unlabeled.picture, prob, unlabeled.iteration)}

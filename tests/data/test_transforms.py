@@ -170,3 +170,48 @@ def test_the_transform_can_be_pickled():
     two_views = TwoViewTransform(pipeline("DA5", "3d"), [True])
     first, second = apply(two_views, patch("3d")), apply(pickle.loads(pickle.dumps(two_views)), patch("3d"))
     assert torch.equal(first[1], second[1])
+
+
+def staged(transform, geometry, seed):
+    """Views of a patch of a cascade, whose previous stage has found label 2 in a block, and label 5 in another."""
+    image = patch(geometry, seed=seed)
+    labels = torch.zeros_like(image[:1], dtype=torch.int16)
+    labels[..., :5, :6], labels[..., 6:12, 6:12] = 2, 5
+    both = torch.cat([torch.zeros_like(labels), labels])
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return image, labels[0], transform(image=image.clone(), segmentation=both)["image"].chunk(2)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("trainer", ["default", "DA5"])
+def test_in_a_cascade_both_views_carry_the_previous_stages_labels(trainer, geometry):
+    cascade = {"is_cascaded": True, "foreground_labels": [2, 5]}
+    plain = TwoViewTransform(without_intensity(pipeline(trainer, geometry, **cascade)), previous_labels=[2, 5])
+    for seed in range(10):
+        _, _, (strong, weak) = staged(plain, geometry, seed)
+        assert strong.shape == (4, *GEOMETRIES[geometry][0])
+        assert torch.equal(strong, weak) and set(weak[2:].unique().tolist()) == {0, 1}
+    full, rough = TwoViewTransform(pipeline(trainer, geometry, **cascade), previous_labels=[2, 5]), 0
+    for seed in range(30):
+        _, _, (strong, weak) = staged(full, geometry, seed)
+        rough += not torch.equal(strong[2:], weak[2:])
+        assert set(weak[2:].unique().tolist()) <= {0, 1}
+    assert 3 < rough < 30  # nnU-Net roughens the strong view's labels now and then
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_previous_labels_follow_the_geometry(geometry):
+    """With interpolation off, a channel that is the label itself moves with it."""
+    transform = pipeline("default", geometry, is_cascaded=True, foreground_labels=[2, 5])
+    for child in transform.transforms:
+        if isinstance(child, SpatialTransform):
+            child.p_rotation = child.p_scaling = 0
+    two_views = TwoViewTransform(transform, previous_labels=[2, 5])
+    for seed in range(8):
+        image = patch(geometry, channels=1, seed=seed)
+        labels = (image[0] * 100).to(torch.int16) % 2 * 2  # 0 or 2, everywhere different
+        np.random.seed(seed), torch.manual_seed(seed)
+        both = torch.stack([torch.zeros_like(labels), labels])
+        _, weak = two_views(image=image.clone(), segmentation=both)["image"].chunk(2)
+        assert torch.equal(weak[1] == 1, (weak[0] * 100).to(torch.int16) % 2 == 1)

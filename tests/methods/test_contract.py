@@ -108,3 +108,16 @@ def test_the_scale_of_a_pseudo_label_scales_its_term(method, setting):
         scaled = {name: replace(label, scale=scale) for name, label in pseudo.items()}
         found.append(sum(method.terms(student, unlabeled, scaled).values()).item())
     assert found[1] == pytest.approx(4 * found[0]) and found[0] > 0
+
+
+def test_in_a_cascade_only_the_image_is_perturbed(setting):
+    *_, outputs = setting
+    one_hot = torch.randint(0, 2, (2, 3, 12, 10)).float()
+    image, strong = torch.randn(2, 2, 12, 10), torch.randn(2, 2, 12, 10)
+    rough = 1 - one_hot
+    unlabeled = UnlabeledBatch(torch.cat([image, one_hot], 1), torch.cat([strong, rough], 1), ("a", "b"), previous=3)
+    assert torch.equal(unlabeled.picture, image)
+    seen = build_method("mean_teacher", {}, outputs).student_view(unlabeled)
+    assert torch.equal(seen[:, 2:], rough) and not torch.equal(seen[:, :2], image)
+    seen = build_method("mean_teacher", {"view": "nnunet"}, outputs).student_view(unlabeled)
+    assert torch.equal(seen, unlabeled.strong)
