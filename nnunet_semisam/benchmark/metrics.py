@@ -36,12 +36,7 @@ def measure(
     Args:
         spacing: per axis; distances have its unit. Axes of length 1 are dropped: a single plane is a 2D image.
         tolerance: of the surface Dice, in the unit of `spacing`.
-
-    Raises:
-        ValueError: the masks differ in shape.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and reference {truth.shape} differ in shape")
     axes = [axis for axis, size in enumerate(truth.shape) if size > 1]
     size = [truth.shape[axis] * float(spacing[axis]) for axis in axes]
     flat = tuple(truth.shape[axis] for axis in axes)

@@ -39,9 +39,15 @@ def score(run: Run, folder: Path, weights: str) -> list[dict[str, Any]]:
 
 
 def score_case(run: Run, case: str, prediction: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Metrics of every class of one case."""
+    """Metrics of every class of one case.
+
+    Raises:
+        ValueError: prediction and reference differ in shape.
+    """
     found, _ = read_labels(run.dataset, prediction)
     truth, spacing = read_labels(run.dataset, run.dataset.label(case))
+    if found.shape != truth.shape:
+        raise ValueError(f"{prediction} has shape {found.shape}, its reference {truth.shape}")
     if run.protocol.voxel_units:
         spacing = [1.0] * len(spacing)
     counted = truth != run.dataset.ignored if run.dataset.ignored is not None else np.ones(truth.shape, bool)

@@ -159,4 +159,4 @@ def _nanmean(values: np.ndarray, axis: int | None) -> np.ndarray:
     """Mean without NaN; NaN where there is nothing else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(values, axis=axis)
+        return np.asarray(np.nanmean(values, axis=axis))

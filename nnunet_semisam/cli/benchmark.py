@@ -103,6 +103,7 @@ def _devices(given: list[str] | None) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; the exit code is 1 if a run has failed, 130 if it was interrupted."""
     args = _parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         errors = _run(args)
     except (ValueError, ImportError, OSError) as error:
@@ -110,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here")
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if errors:
         print(f"{len(errors)} runs failed:")
         for title, reason in errors.items():
@@ -129,7 +132,6 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--workers must be at least 1 and --loaders at least 0")
     devices = _devices(args.devices)
     places = slots(devices, args.workers or len(devices), cores(), args.loaders)
-    signal.signal(signal.SIGTERM, _interrupt)
     if args.measure:
         measure_arms(work, protocol, places)
     if args.dry_run:

@@ -61,8 +61,3 @@ def test_empty_masks_count_as_the_rule_says():
         assert measured["hd95"] == measured["assd"] == pytest.approx(diagonal)
     absent = measure(nothing, nothing, (1.0, 1.0, 1.0), 1.0)
     assert absent["empty"] == "absent" and all(math.isnan(absent[name]) for name in ("dice", "hd95", "assd", "nsd"))
-
-
-def test_masks_of_different_shape_are_an_error():
-    with pytest.raises(ValueError, match="differ in shape"):
-        measure(box((0, 0, 0), (2, 2, 2)), box((0, 0, 0), (2, 2, 2), (8, 8, 8)), (1.0, 1.0, 1.0), 1.0)
