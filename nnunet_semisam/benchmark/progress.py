@@ -54,7 +54,7 @@ class Estimator:
             return 0.0, False
         every = self.each()
         each = {name: every[name] for name in unfinished}
-        known = [value for value in each.values() if value is not None]
+        known = [value for value in every.values() if value is not None]
         if not known:
             return None
         mean = statistics.mean(known)

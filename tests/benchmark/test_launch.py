@@ -47,8 +47,8 @@ def test_stop_ends_running_commands_and_starts_no_more(tmp_path):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while "\nup" not in (tmp_path / "log.txt").read_text() if (tmp_path / "log.txt").exists() else True:
-        time.sleep(0.02)
+    log = tmp_path / "log.txt"
+    wait_until(lambda: log.exists() and "\nup" in log.read_text())
     began = time.monotonic()
     launcher.stop()
     thread.join(20)
@@ -64,13 +64,41 @@ def test_a_lock_is_held_once(tmp_path):
         pass
 
 
-def test_a_command_that_outlives_the_benchmark_keeps_the_lock(tmp_path):
-    with locked(tmp_path) as lock:  # the benchmark is "killed" at the end of this block
-        orphan = subprocess.Popen(
-            [sys.executable, "-c", "input()"], pass_fds=(lock,), stdin=subprocess.PIPE, start_new_session=True
-        )
+BENCHMARK = """
+import sys, time
+from pathlib import Path
+from nnunet_semisam.benchmark import launch
+folder = Path(sys.argv[1])
+launch.invocation = lambda command: [sys.executable, "-c", *command]
+up = f"pathlib.Path({str(folder / 'up')!r})"
+code = f"import time, pathlib; {up}.touch()\\nwhile {up}.exists(): time.sleep(0.02)"
+with launch.locked(folder) as lock:
+    launch.Launcher().run((code,), log=folder / "log.txt", environment={}, lock=lock)
+"""
+
+
+def test_a_command_that_outlives_a_killed_benchmark_keeps_the_lock(tmp_path):
+    benchmark = subprocess.Popen([sys.executable, "-c", BENCHMARK, str(tmp_path)])
+    wait_until(lambda: (tmp_path / "up").exists())
+    benchmark.kill()
+    benchmark.wait()
     with pytest.raises(Busy), locked(tmp_path):
         pass
-    orphan.communicate(b"\n")
-    with locked(tmp_path):
-        pass
+    (tmp_path / "up").unlink()  # lets the command end
+    wait_until(lambda: free(tmp_path))
+
+
+def free(folder):
+    try:
+        with locked(folder):
+            return True
+    except Busy:
+        return False
+
+
+def wait_until(condition):
+    for _ in range(1500):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("waited for half a minute")
