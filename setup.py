@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 
 START_UP_LINE = "nnunet_semisam.pth"
-COMMANDS = ["preprocess", "check", "plan", "sam", "demo"]
+COMMANDS = ["preprocess", "check", "plan", "sam", "demo", "benchmark"]
 
 
 class BuildWithStartUpLine(build_py):
@@ -67,9 +67,11 @@ setup(
         "jaxtyping>=0.2.30",
     ],
     extras_require={
+        "benchmark": ["monai>=1.5,<2"],
         "test": [
             "pytest>=8",
             "pytest-timeout",
+            "monai>=1.5,<2",
             "beartype>=0.18",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -59,7 +59,7 @@ class Place:
 
     def _start(self, command: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            _invocation(command),
+            invocation(command),
             env={**self._environment(), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -84,7 +84,7 @@ class Place:
         return environment
 
 
-def _invocation(command: tuple[str, ...]) -> list[str]:
+def invocation(command: tuple[str, ...]) -> list[str]:
     """The command by its entry point and this interpreter, so that `PATH` does not matter."""
     name, *arguments = command
     found = list(entry_points(group="console_scripts", name=name))

@@ -1,0 +1,111 @@
+"""How far the benchmark is and how long it will take, from what finished runs of the same kind took."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from nnunet_semisam.benchmark.runs import Run
+from nnunet_semisam.benchmark.schedule import Schedule
+
+EVERY = 60.0  # seconds between lines where the output is no terminal
+
+
+def kind(run: Run) -> tuple[str, str]:
+    """Runs of one kind take about as long: same data set, same settings."""
+    return run.dataset.name, f"{run.arm.name} {run.digest}"
+
+
+class Estimator:
+    """Seconds of runs that are not finished.
+
+    Args:
+        seconds: what a finished run took, None for others.
+        guesses: seconds by kind, for kinds of which no run is finished.
+    """
+
+    def __init__(
+        self,
+        runs: list[Run],
+        seconds: Callable[[Run], float | None],
+        guesses: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        self.runs, self.seconds, self.guesses = runs, seconds, guesses or {}
+
+    def each(self) -> dict[str, float | None]:
+        """By name of run: median of finished runs of its kind, else the guess, else None."""
+        known: dict[tuple[str, str], list[float]] = {}
+        for run in self.runs:
+            if (seconds := self.seconds(run)) is not None:
+                known.setdefault(kind(run), []).append(seconds)
+        typical = {**self.guesses, **{name: statistics.median(values) for name, values in known.items()}}
+        return {run.name: typical.get(kind(run)) for run in self.runs}
+
+    def left(self, unfinished: Mapping[str, float], workers: int) -> tuple[float, bool] | None:
+        """Seconds until all are finished, and whether some of them are only guessed at (by the mean of the others).
+
+        Args:
+            unfinished: name -> seconds that have been spent on it already.
+        """
+        if not unfinished:
+            return 0.0, False
+        every = self.each()
+        each = {name: every[name] for name in unfinished}
+        known = [value for value in every.values() if value is not None]
+        if not known:
+            return None
+        mean = statistics.mean(known)
+        filled = {name: mean if value is None else value for name, value in each.items()}
+        rest = [max(0.0, filled[name] - spent) for name, spent in unfinished.items()]
+        return max(sum(rest) / workers, max(rest)), None in each.values()
+
+
+class Progress:
+    """Prints one line that is renewed on a terminal, and elsewhere a line after every run and every minute."""
+
+    def __init__(self, schedule: Schedule, estimator: Estimator, workers: int) -> None:
+        self.schedule, self.estimator, self.workers = schedule, estimator, workers
+        self.begun = self._last = time.monotonic()
+        self._lock, self._width, self.newest = threading.Lock(), 0, ""
+
+    def __call__(self, run: Run | None) -> None:
+        """Reports; `run` is the one that has just ended, None if nothing has happened."""
+        with self._lock:
+            terminal = sys.stdout.isatty()
+            if run is not None:
+                verb = "FAILED" if run.name in self.schedule.errors else "done"
+                self.newest = f"{verb}: {run.title}"
+            elif time.monotonic() - self._last < (1.0 if terminal else EVERY):
+                return
+            self._last, text = time.monotonic(), self.line()
+            print(f"\r{text:<{self._width}}" if terminal else text, end="" if terminal else "\n", flush=True)
+            self._width = len(text)
+
+    def line(self) -> str:
+        """The line."""
+        schedule, now = self.schedule, time.monotonic()
+        running = dict(schedule.running)
+        over = schedule.finished | schedule.errors.keys()
+        unfinished = {r.name: now - running.get(r.name, now) for r in schedule.runs if r.name not in over}
+        left = self.estimator.left(unfinished, self.workers)
+        text = f"[{len(schedule.finished)}/{len(schedule.runs)}] {len(running)} running"
+        if schedule.errors:
+            text += f", {len(schedule.errors)} failed"
+        text += f"; {clock(now - self.begun)} elapsed, {describe(left)} left"
+        return text + (f"; {self.newest}" if self.newest else "")
+
+
+def describe(left: tuple[float, bool] | None) -> str:
+    """An estimate in words."""
+    if left is None:
+        return "unknown time"
+    return f"about {clock(left[0])}{' (some kinds of runs unknown)' if left[1] else ''}"
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss"""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,224 @@
+"""One run from nothing to scores: train, predict, score. What is done already is not done again."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from nnunet_semisam.benchmark.dataset import find_dataset
+from nnunet_semisam.benchmark.home import PLANS, Home, home_of
+from nnunet_semisam.benchmark.launch import Busy, CommandFailed, Launcher, Slot, locked
+from nnunet_semisam.benchmark.protocol import Protocol
+from nnunet_semisam.benchmark.runs import Run, expand, needs, write_json
+from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv, score, write_csv
+from nnunet_semisam.benchmark.training_log import epoch_seconds, length, training_seconds
+from nnunet_semisam.cli.plan import check_section
+
+CHECKPOINTS = {FINAL: "checkpoint_final.pth", TEACHER: "checkpoint_final_teacher.pth"}
+BEGUN, TRAINED, PREDICTED, SCORED = "begun.json", "trained.json", "benchmark_predicted.json", "scored.json"
+LENGTH, FAILED = "length.json", "failed.txt"
+
+
+class Steps:
+    """Carries runs out in a work folder.
+
+    Args:
+        runs: all runs, so that one can find those it needs.
+    """
+
+    def __init__(self, work: Path, runs: list[Run], launcher: Launcher) -> None:
+        self.work, self.runs, self.launcher = work, runs, launcher
+        self._homes: dict[Path, Home] = {}
+        self._lock, self._scoring = threading.Lock(), threading.Lock()
+
+    def __call__(self, run: Run, slot: Slot) -> None:
+        """Brings a run to its end.
+
+        Raises:
+            Busy: another process is at it.
+            Exception: whatever went wrong; it is also in `failed.txt` of the run.
+        """
+        folder = self.folder(run)
+        with locked(folder) as lock:
+            (folder / FAILED).unlink(missing_ok=True)
+            try:
+                self._all_steps(run, slot, lock)
+            except Busy:
+                raise
+            except Exception as error:
+                (folder / FAILED).write_text(f"{type(error).__name__}: {error}\n")
+                raise
+
+    def _all_steps(self, run: Run, slot: Slot, lock: int | None) -> None:
+        home = self.home(run)
+        home.prepare(run, slot, self.launcher)
+        self.train(run, home, slot, lock)
+        weights = [name for name, file in CHECKPOINTS.items() if (home.fold_folder(run) / file).is_file()]
+        for name in weights:
+            self.predict(run, home, slot, lock, name)
+        self.score(run, weights)
+
+    def folder(self, run: Run) -> Path:
+        """Where logs, predictions and scores of a run lie."""
+        return self.work / "runs" / run.name
+
+    def home(self, run: Run) -> Home:
+        home = home_of(run, self.work)
+        with self._lock:
+            return self._homes.setdefault(home.data, home)
+
+    # --- what is done ---------------------------------------------------------------------------------------------
+
+    def done(self, run: Run) -> bool:
+        """Are there scores of these cases, in these units?"""
+        return _read(self.folder(run) / SCORED).get("settings") == _scoring(run)
+
+    def trained(self, run: Run) -> dict[str, Any]:
+        """Seconds, epochs, iterations and device of a finished training; empty before."""
+        return _read(self.folder(run) / TRAINED)
+
+    def epochs_done(self, run: Run) -> int:
+        """Finished epochs of a training that is not finished."""
+        begun = _read(self.folder(run) / BEGUN)
+        return len(epoch_seconds(self.work / begun["fold"])) if begun else 0
+
+    def seconds(self, run: Run) -> float | None:
+        """How long a run took in all; None if it is not done."""
+        if not self.done(run):
+            return None
+        predicted = [_read(self.folder(run) / f"predicted_{name}" / PREDICTED) for name in CHECKPOINTS]
+        return self.trained(run)["wall"] + sum(marker.get("seconds", 0) for marker in predicted)
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def train(self, run: Run, home: Home, slot: Slot, lock: int | None) -> None:
+        """`nnUNetv2_train`, continued where there is a checkpoint; a checkpoint that cannot be continued is dropped."""
+        if self.trained(run):
+            return
+        home.write_configuration(run, self.epochs(run))
+        fold = home.fold_folder(run)
+        write_json(self.folder(run) / BEGUN, {"fold": str(fold.relative_to(self.work))})
+        start = time.time()
+        words: tuple[str, ...] = (
+            "nnUNetv2_train",
+            run.dataset.name,
+            run.configuration,
+            fold.name.removeprefix("fold_"),
+        )
+        words += ("-tr", run.arm.trainer, "-p", PLANS, "-device", slot.kind)
+        loaders = {"nnUNet_n_proc_DA": str(slot.loaders)}
+        if any(fold.glob("checkpoint_*.pth")):
+            try:
+                self.command(run, home, slot, lock, *words, "--c", **loaders)
+            except CommandFailed:
+                if self.launcher.stopped:
+                    raise
+                shutil.rmtree(fold)
+        else:
+            shutil.rmtree(fold, ignore_errors=True)
+        if not fold.exists():
+            self.command(run, home, slot, lock, *words, **loaders)
+        seconds = training_seconds(fold)
+        facts: dict[str, Any] = {
+            "seconds": seconds,
+            "wall": max(seconds, time.time() - start),
+            "device": slot.device,
+            **length(fold),
+        }
+        facts["last_epoch"] = epoch_seconds(fold)[facts["epochs"] - 1]
+        write_json(self.folder(run) / TRAINED, facts)
+
+    def epochs(self, run: Run) -> int:
+        """Epochs of a run; for an arm of equal time as many as fill the time of the other arm, at least."""
+        if not run.arm.needs:
+            return run.protocol.epochs
+        if settled := _read(self.folder(run) / LENGTH):
+            return settled["epochs"]
+        seconds = {other.arm.name: self.trained(other)["seconds"] for other in needs(run, self.runs)}
+        ratio = seconds[run.arm.time_of] / seconds[run.arm.like]
+        epochs = max(1, math.ceil(run.protocol.epochs * ratio - 1e-9))
+        write_json(self.folder(run) / LENGTH, {"epochs": epochs, "ratio": ratio})
+        return epochs
+
+    def predict(self, run: Run, home: Home, slot: Slot, lock: int | None, weights: str) -> None:
+        """`nnUNetv2_predict` on the evaluation cases."""
+        out = self.folder(run) / f"predicted_{weights}"
+        marker, wanted = out / PREDICTED, {"cases": list(run.cases), "mirroring": run.protocol.mirroring}
+        had = _read(marker)
+        if had.get("mirroring") == wanted["mirroring"] and set(had["cases"]) >= set(run.cases):
+            return
+        shutil.rmtree(out, ignore_errors=True)
+        fold, processes = home.fold_folder(run), "0" if slot.kind == "cpu" else "2"
+        words: tuple[str, ...] = (
+            "-i",
+            str(home.inputs(run)),
+            "-o",
+            str(out),
+            "-d",
+            run.dataset.name,
+            "-c",
+            run.configuration,
+        )
+        words += ("-f", fold.name.removeprefix("fold_"), "-tr", run.arm.trainer, "-p", PLANS)
+        words += (
+            "-chk",
+            CHECKPOINTS[weights],
+            "-device",
+            slot.kind,
+            *("-npp", processes, "-nps", processes),
+            "--disable_progress_bar",
+        )
+        words += () if run.protocol.mirroring else ("--disable_tta",)
+        start = time.time()
+        self.command(run, home, slot, lock, "nnUNetv2_predict", *words)
+        write_json(marker, {**wanted, "seconds": time.time() - start})
+
+    def score(self, run: Run, weights: list[str]) -> None:
+        """Metrics of all predictions; one run at a time."""
+        folder = self.folder(run)
+        with self._scoring:
+            rows = [row for name in weights for row in score(run, folder / f"predicted_{name}", name)]
+        write_csv(folder / SCORES_FILE, rows)
+        write_json(folder / SCORED, {"settings": _scoring(run), "weights": weights})
+
+    def command(self, run: Run, home: Home, slot: Slot, lock: int | None, *words: str, **more: str) -> None:
+        log = self.folder(run) / "log.txt"
+        environment = slot.environment() | home.environment() | more
+        self.launcher.run(words, log=log, environment=environment, lock=lock)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Scores of all runs that are done."""
+        return [row for run in self.runs if self.done(run) for row in read_csv(self.folder(run) / SCORES_FILE)]
+
+
+def plan_steps(work: Path, protocol: Protocol, launcher: Launcher) -> Steps:
+    """All runs of a protocol in a work folder; starts and writes nothing.
+
+    Raises:
+        ValueError: a data set, a splits file or the section of an arm is not right.
+    """
+    datasets = [find_dataset(given) for given in protocol.datasets]
+    numbers = [dataset.number for dataset in datasets]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"datasets: two have the same number ({', '.join(d.name for d in datasets)}); rename one")
+    for arm in protocol.arms:
+        try:
+            check_section(arm.section)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"arm {arm.name}: {error}") from error
+    return Steps(work, expand(protocol, datasets), launcher)
+
+
+def _scoring(run: Run) -> dict[str, Any]:
+    protocol = run.protocol
+    units = {"tolerance": protocol.tolerance, "voxel_units": protocol.voxel_units, "mirroring": protocol.mirroring}
+    return {"cases": list(run.cases), **units}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}

@@ -1,0 +1,144 @@
+"""Protocols: what is refused and how, arms, flags over files, and names that settings decide."""
+
+import json
+
+import pytest
+from made_up import protocol, raw_dataset
+
+from nnunet_semisam.benchmark.arms import BUILT_IN, parse_arms
+from nnunet_semisam.benchmark.dataset import find_dataset
+from nnunet_semisam.benchmark.protocol import read_protocol, read_protocol_file
+from nnunet_semisam.benchmark.runs import digest, expand, needs
+from nnunet_semisam.cli.benchmark import _parser, protocol_values
+from nnunet_semisam.cli.plan import check_section
+from nnunet_semisam.config import SemiSAMConfig
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 3}, "unknown key 'epoch'; known are datasets"),
+        ({"epochs": 0}, "epochs is 0; it must be an integer of at least 1"),
+        ({"epochs": True}, "epochs is True"),
+        ({"budgets": [1, 0]}, "budgets has 0"),
+        ({"budgets": [2, 2]}, "something is in it twice"),
+        ({"draws": "list"}, "draws is 'list'; it must be a list"),
+        ({"datasets": []}, "no data sets"),
+        ({"tolerance": "1"}, "tolerance is '1'"),
+        ({"mirroring": 1}, "mirroring is 1; it must be true or false"),
+        ({"fingerprint_from": "val"}, "fingerprint_from is 'val'"),
+        ({"network": {"patch": [8]}}, "it must be null or a dictionary of patch_size, features, batch_size"),
+        ({"network": {"features": [8, 0, 8]}}, "network.features"),
+        ({"baseline": "full", "arms": ["supervised", "full"]}, "must be one of the arms supervised"),
+        ({"arms": ["semisma"]}, "'semisma' is unknown; built in are supervised"),
+        ({"arms": ["supervised", {"name": "a__b"}]}, "a name of letters, digits"),
+        ({"arms": ["supervised", {"name": "a", "sections": {}}]}, "unknown key 'sections'"),
+        ({"arms": ["supervised", {"name": "a", "section": {"seed": 1}}]}, "the protocol sets it for all arms alike"),
+        ({"arms": ["supervised", "supervised"]}, "supervised twice"),
+        ({"arms": ["supervised", "supervised_time"]}, "needs the arm semisam"),
+        (
+            {"arms": ["supervised", "full", {"name": "a", "time_of": "full", "like": "supervised"}]},
+            "both need the same labels",
+        ),
+    ],
+)
+def test_a_wrong_protocol_names_key_and_value(values, message):
+    with pytest.raises(ValueError, match="(?s)protocol|arms") as error:
+        read_protocol({"datasets": ["x"], **values})
+    assert message in str(error.value)
+
+
+def test_a_protocol_survives_its_own_file(tmp_path):
+    one = protocol(raw_dataset(tmp_path), arms=["supervised", {"name": "x", "section": {"sam": {"planes": 4}}}])
+    file = tmp_path / "protocol.json"
+    file.write_text(json.dumps(one.as_dict()))
+    assert read_protocol(read_protocol_file(file)) == one
+
+
+def test_every_built_in_arm_has_a_section_that_the_trainer_takes_and_supervised_ones_no_term():
+    for arm in BUILT_IN.values():
+        check_section(arm.section)
+        terms = SemiSAMConfig().with_section(arm.section).active_terms()
+        assert bool(terms) == (arm.name in ("mean_teacher", "semisam"))
+
+
+def test_flags_are_laid_over_the_file_and_the_file_over_what_the_folder_remembers(tmp_path):
+    (tmp_path / "protocol.json").write_text(json.dumps({"datasets": ["remembered"], "epochs": 7}))
+    remembered = protocol_values(_parser().parse_args([str(tmp_path), "--epochs", "9"]))
+    assert (remembered["datasets"], remembered["epochs"]) == (["remembered"], 9)
+    file = tmp_path / "other.json"
+    own = {"name": "mine", "section": {"method": "fixmatch"}}
+    file.write_text(json.dumps({"datasets": ["file"], "network": {"batch_size": 2}, "arms": ["supervised", own]}))
+    flags = [
+        "--protocol",
+        str(file),
+        "--patch-size",
+        "8",
+        "8",
+        "--arms",
+        "mine",
+        "supervised",
+        "--arm",
+        'b={"sam": null}',
+    ]
+    values = protocol_values(_parser().parse_args([str(tmp_path), *flags]))
+    assert values["datasets"] == ["file"] and "epochs" not in values
+    assert values["network"] == {"batch_size": 2, "patch_size": [8, 8]}
+    assert values["arms"] == [own, "supervised", {"name": "b", "section": {"sam": None}}]
+    with pytest.raises(ValueError, match="write NAME=JSON"):
+        protocol_values(_parser().parse_args([str(tmp_path), "--arm", "b"]))
+
+
+def test_other_settings_have_other_folders_and_what_only_scoring_needs_has_not(tmp_path):
+    dataset = raw_dataset(tmp_path)
+    arm = BUILT_IN["semisam"]
+    digests = {
+        digest(protocol(dataset, **values), arm)
+        for values in ({}, {"epochs": 3}, {"iterations": 3}, {"network": {"batch_size": 4}}, {"configuration": "2d"})
+    }
+    assert len(digests) == 5
+    changed = parse_arms([{"name": "semisam", "section": {"ema_decay": 0.9}}])[0]
+    assert digest(protocol(dataset), changed) not in digests
+    for values in ({"tolerance": 2.0}, {"max_cases": 1}, {"budgets": [1, 2]}, {"seeds": [0, 1]}):
+        assert digest(protocol(dataset, **values), arm) == digest(protocol(dataset), arm)
+
+
+def test_one_ceiling_serves_all_budgets_and_draws_and_equal_time_comes_last(tmp_path):
+    dataset = raw_dataset(tmp_path)
+    arms = ["supervised_time", "full", "supervised", "semisam"]
+    runs = expand(protocol(dataset, arms=arms, budgets=[1, 2], seeds=[0, 1]), [dataset])
+    by_arm = {name: [run for run in runs if run.arm.name == name] for name in arms}
+    assert {name: len(found) for name, found in by_arm.items()} == {
+        "supervised_time": 8, "full": 2, "supervised": 8, "semisam": 8,
+    }  # fmt: skip
+    full = by_arm["full"][0].fold
+    assert (full.labels, full.draw, len(full.labeled), full.unlabeled) == ("all", "all", 5, ())
+    for run in by_arm["supervised_time"]:
+        needed = needs(run, runs)
+        assert {other.arm.name for other in needed} == {"supervised", "semisam"}
+        assert all((other.fold, other.seed) == (run.fold, run.seed) for other in needed)
+        assert all(runs.index(other) < runs.index(run) for other in needed)
+
+
+def test_every_run_has_a_name_and_a_configuration_of_its_own(tmp_path):
+    dataset = raw_dataset(tmp_path)
+    runs = expand(protocol(dataset, seeds=[0, 1]), [dataset])
+    assert len({run.name for run in runs}) == len(runs) == 8
+    assert not any("__" in run.configuration for run in runs)
+    assert runs[0].section(5)["num_epochs"] == 5 and runs[0].section(5)["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda folder: (folder / "dataset.json").unlink(), "no file"),
+        (lambda folder: folder.rename(folder.with_name("Toy")), "no file"),
+        (lambda folder: (folder / "imagesTr" / "c1_0000.nii.gz").unlink(), "c1_0000.nii.gz is missing"),
+        (lambda folder: [file.unlink() for file in (folder / "labelsTr").iterdir()], "no labels"),
+    ],
+)
+def test_a_wrong_data_set_says_what_is_missing(tmp_path, change, message):
+    folder = raw_dataset(tmp_path).folder
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        find_dataset(str(folder))

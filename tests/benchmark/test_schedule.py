@@ -1,0 +1,149 @@
+"""Many runs side by side with a stub in place of nnU-Net: order, errors, interrupts, and going on afterwards."""
+
+import threading
+import time
+
+import pytest
+from made_up import protocol, raw_dataset
+
+from nnunet_semisam.benchmark.launch import Busy, Slot, slots
+from nnunet_semisam.benchmark.progress import Estimator, Progress, clock
+from nnunet_semisam.benchmark.runs import expand, needs
+from nnunet_semisam.benchmark.schedule import Schedule, carry_out
+
+ARMS = ["supervised", "supervised_time", "full", "semisam"]
+SLOTS = [Slot("cpu"), Slot("cpu")]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    dataset = raw_dataset(tmp_path)
+    return expand(protocol(dataset, arms=ARMS), [dataset])
+
+
+def carry(runs, work, done=frozenset(), **more):
+    schedule = Schedule(runs, set(done), retry=0.05)
+    carry_out(schedule, SLOTS, work, lambda run: None, **more)
+    return schedule
+
+
+def test_everything_is_done_once_and_after_what_it_needs(runs):
+    order, over, early = [], [], []
+
+    def work(run, slot):
+        order.append(run)
+        early.extend(other.title for other in needs(run, runs) if other not in over)
+        if run.arm.name == "semisam":
+            time.sleep(0.2)  # the other slot would have time to begin what needs it
+        over.append(run)
+
+    schedule = carry(runs, work)
+    assert sorted(run.name for run in order) == sorted(run.name for run in runs)
+    assert schedule.finished == {run.name for run in runs} and not schedule.errors
+    assert not early and any(needs(run, runs) for run in runs)
+
+
+def test_as_many_runs_at_a_time_as_there_are_slots(runs):
+    at_once, most, lock = set(), [], threading.Lock()
+
+    def work(run, slot):
+        with lock:
+            at_once.add(run.name)
+            most.append(len(at_once))
+        time.sleep(0.03)
+        with lock:
+            at_once.discard(run.name)
+
+    carry(runs, work)
+    assert max(most) == 2
+
+
+def test_an_error_stops_only_what_depends_on_it(runs):
+    def work(run, slot):
+        if run.arm.name == "semisam" and run.fold.draw == "0":
+            raise RuntimeError("out of memory")
+
+    schedule = carry(runs, work)
+    failed = {run.title: schedule.errors[run.name] for run in runs if run.name in schedule.errors}
+    assert len(failed) == 2 and len(schedule.finished) == len(runs) - 2
+    assert any("out of memory" in error for error in failed.values())
+    assert any("it needs" in error and "semisam" in error for error in failed.values())
+
+
+def test_what_is_done_is_not_done_again(runs):
+    order = []
+    done = {run.name for run in runs[:4]}
+    schedule = carry(runs, lambda run, slot: order.append(run.name), done)
+    assert order and not done & set(order) and len(order) == len(runs) - 4
+    assert len(schedule.finished) == len(runs)
+
+
+def test_a_run_that_another_process_is_at_is_tried_again_later(runs):
+    tries = {}
+
+    def work(run, slot):
+        tries[run.name] = tries.get(run.name, 0) + 1
+        if run is runs[0] and tries[run.name] < 3:
+            raise Busy("in use")
+
+    schedule = carry(runs, work)
+    assert tries[runs[0].name] == 3 and not schedule.errors and len(schedule.finished) == len(runs)
+
+
+def test_an_interrupt_stops_what_runs_and_starts_nothing(runs):
+    released, begun = threading.Event(), []
+
+    def work(run, slot):
+        begun.append(run.name)
+        released.wait(10)
+
+    def report(run):
+        if run is None and len(begun) == 2:
+            raise KeyboardInterrupt
+
+    schedule = Schedule(runs, set())
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(schedule, SLOTS, work, report, stop=released.set)
+    assert len(begun) == 2 and released.is_set()
+
+
+def test_time_left_comes_from_finished_runs_of_the_same_kind(runs):
+    supervised = [run.name for run in runs if run.arm.name == "supervised"]
+    taken = {supervised[0]: 100.0}
+    estimator = Estimator(runs, lambda run: taken.get(run.name))
+    each = estimator.each()
+    assert each[supervised[1]] == 100.0
+    assert each[next(run.name for run in runs if run.arm.name == "semisam")] is None
+    assert estimator.left({supervised[1]: 30.0}, 1) == (70.0, False)
+    unknown = {run.name: 0.0 for run in runs if run.name != supervised[0]}
+    assert estimator.left(unknown, 2) == (100.0 * len(unknown) / 2, True)
+    assert estimator.left({runs[-1].name: 0.0}, 1) == (100.0, True)
+    assert Estimator(runs, lambda run: None).left(unknown, 2) is None
+    assert estimator.left({}, 1) == (0.0, False)
+
+
+def test_the_line_of_progress_counts_and_estimates(runs, capsys):
+    schedule = Schedule(runs, {runs[0].name})
+    progress = Progress(schedule, Estimator(runs, lambda run: 60.0 if run is runs[0] else None), 1)
+    schedule.take()
+    schedule.end(runs[1], RuntimeError("no"))
+    progress(runs[1])
+    line = capsys.readouterr().out
+    assert line.startswith(f"[1/{len(runs)}] 0 running, 1 failed; 0:00:00 elapsed, about 0:0")
+    assert f"FAILED: {runs[1].title}" in line
+    assert clock(3725) == "1:02:05"
+
+
+def test_slots_share_the_cores_and_take_devices_in_turn():
+    found = slots(["cuda:0", "cuda:1"], 4, 16)
+    assert [slot.device for slot in found] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert {(slot.threads, slot.loaders) for slot in found} == {(4, 4)}
+    assert slots(["cpu"], 3, 2) == [Slot("cpu", 1, 0)] * 3
+
+
+def test_waiting_threads_do_not_spin_and_a_gpu_is_chosen_by_its_number(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    environment = Slot("cuda:1", 3).environment()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "7"
+    assert (environment["OMP_WAIT_POLICY"], environment["OMP_NUM_THREADS"]) == ("passive", "3")
+    assert "CUDA_VISIBLE_DEVICES" not in Slot("cpu").environment()
