@@ -21,11 +21,13 @@ from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_for
 from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
+from nnunet_semisam.types import LabeledCase
 
 FILE = "semisam_trust.json"
 DICE = 0.75  # of the test's prompts: about a teacher that SAM can still help
 PATCHES = 24  # at most, or one per class where there are more classes
 PATCHES_PER_CLASS = 12
+MOSTLY = 0.5  # share of an object's box that has to be labeled, where there is an ignore label
 MOST_CASES = 12  # held in memory: evenly spread over the fold's list
 
 
@@ -41,7 +43,7 @@ def settle_trust(
         ValueError: the configuration names a class that does not exist.
     """
     names, config = head_names(trainer.label_manager), labeler.config
-    rows: list[Row] = []
+    rows: list[Row] | None = None
     foreground = [names[head] for head in labeler.outputs.foreground_heads]
     if config.trust != "auto":
         trust = configured_trust(config, foreground)
@@ -86,6 +88,7 @@ def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[s
     rows = []
     for head in heads:
         patches = patches_for(labeled, head, patch_size=trainer.configuration_manager.patch_size, count=count)
+        patches = [patch for patch in patches if mostly_labeled(patch, head)]
         asked = [
             prober.ask(patch, corrupted_prob(patch, head, outputs, wanted=DICE, number=number), head, iteration=number)
             for number, patch in enumerate(patches)
@@ -93,6 +96,18 @@ def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[s
         if trials := [answer.trial for answer in asked if answer is not None]:
             rows.append(summarize(trials, name=names[head], source="corrupted", kinds=labeler.config.prompts))
     return rows
+
+
+def mostly_labeled(patch: LabeledCase, head: int) -> bool:
+    """Whether at least half of the box around the head's truth is labeled.
+
+    Of an object with labels in a few planes only (ignore label), a mask prompt would be these planes: no teacher
+    predicts such a thing, so nothing would be learned about the generalist.
+    """
+    places = patch.truth[head].nonzero()
+    low, high = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return patch.valid[box].float().mean().item() >= MOSTLY
 
 
 def _on_first_rank(trainer: nnUNetTrainer, labeler: SamLabeler, names: Sequence[str]) -> list[Row]:
@@ -109,14 +124,17 @@ def _on_first_rank(trainer: nnUNetTrainer, labeler: SamLabeler, names: Sequence[
     return found[0]
 
 
-def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row]) -> None:
+def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row] | None) -> None:
+    tested = rows is not None
+    rows = rows or []
+
     def say(*lines: str) -> None:
         trainer.print_to_log_file("\n".join(lines), add_timestamp=False)
 
     if rows:
         say("semisam: SAM, tested on labeled training cases:", markdown(rows), *map(sentence, rows))
-    if untested := [name for name in trust if rows and name not in {row.name for row in rows}]:
-        say(f"semisam: no labeled training case shows {', '.join(untested)}; SAM is trusted with it untested")
+    if untested := [name for name in trust if tested and name not in {row.name for row in rows}]:
+        say(f"semisam: no labeled training case shows enough of {', '.join(untested)}; SAM is trusted with it untested")
     say(f"semisam: trust in SAM by class: {dict(trust)}\n")
     if not any(trust.values()):
         say("WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway\n")

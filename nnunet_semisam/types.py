@@ -66,7 +66,7 @@ class UnlabeledBatch:
     @property
     def picture(self) -> Float[Tensor, "U I *S"]:
         """The weak view without the labels of a previous stage: all that a SAM may look at."""
-        return self.image[:, : self.image.shape[1] - self.previous]
+        return self.image[:, : -self.previous] if self.previous else self.image
 
     @property
     def roughened(self) -> Float[Tensor, "U L *S"]:

@@ -18,7 +18,7 @@ from nnunet_semisam.checkpoint import KEY
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.data.labeled import head_names
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
-from nnunet_semisam.types import SamPrediction
+from nnunet_semisam.types import LabeledCase, SamPrediction
 
 
 @pytest.fixture(autouse=True)
@@ -229,3 +229,23 @@ def test_a_resumed_run_takes_over_what_was_tested_not_what_was_configured():
     assert module.tested_trust(resumed | {"configuration": {"sam": {"trust": None}}}) is None
     assert module.tested_trust(resumed | {"configuration": {"sam": None}}) is None
     assert module.tested_trust(None) is None
+
+
+def test_an_object_with_labels_in_a_few_planes_is_no_test_of_sam(toy, monkeypatch):  # noqa: F811
+    truth = torch.zeros(3, 12, 12, 12, dtype=torch.bool)
+    truth[1, 3:9, 3:9, 3:9] = True
+    whole = LabeledCase("whole", torch.zeros(1, 12, 12, 12), truth, torch.ones(12, 12, 12, dtype=torch.bool))
+    valid = torch.zeros_like(whole.valid)
+    valid[4], valid[:, 6] = True, True
+    torn = LabeledCase("torn", whole.image, truth & valid, valid)
+    assert module.mostly_labeled(whole, 1) and not module.mostly_labeled(torn, 1)
+    padded = torch.zeros_like(valid)  # a patch that is larger than its case
+    padded[2:10, 2:10, 2:10] = True
+    assert module.mostly_labeled(LabeledCase("padded", whole.image, truth & padded, padded), 1)
+
+    sam = use(monkeypatch, OneClassSam())
+    monkeypatch.setattr(module, "load_labeled_cases", lambda *args: [torn])
+    trainer = build(nnUNetTrainerSemiSAM, section())
+    trainer.on_train_start()
+    assert trainer.trust == {"ball": 1.0, "shell": 1.0} and sam.calls == 0
+    assert "shows enough of ball, shell; SAM is trusted with it untested" in log_of(trainer)
