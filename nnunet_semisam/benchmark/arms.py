@@ -38,6 +38,14 @@ class Arm:
         """Arms that have to be finished before this one starts."""
         return () if self.time_of is None else (self.time_of, str(self.like))
 
+    def as_entry(self) -> str | dict[str, Any]:
+        """What `parse_arms` makes this arm from: the name of a built-in one, or what differs from the defaults."""
+        if self == BUILT_IN.get(self.name):
+            return self.name
+        plain = Arm(name=self.name)
+        own = {key.name: getattr(self, key.name) for key in fields(self)}
+        return {key: value for key, value in own.items() if key == "name" or value != getattr(plain, key)}
+
 
 # with every term at weight 0 nnUNetTrainerSemiSAM is the stock trainer, step for step, but of any length and seeded
 BUILT_IN = {

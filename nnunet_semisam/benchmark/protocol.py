@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ class Protocol:
 
     def as_dict(self) -> dict[str, Any]:
         """What `read_protocol` understands."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values = {key: getattr(self, key) for key in KEYS}
+        return json.loads(json.dumps(values | {"arms": [arm.as_entry() for arm in self.arms]}))
 
 
 KEYS = {

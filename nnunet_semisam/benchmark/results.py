@@ -72,7 +72,7 @@ def build_page(work: Path, protocol: Protocol, steps: Steps, lines: list[Line]) 
     page.heading("Make them again")
     page.code("nnUNetv2_semisam_benchmark WORK --protocol protocol.json")
     page.text("protocol.json:")
-    page.code(json.dumps(protocol.as_dict(), indent=1))
+    page.code("{" + ",\n ".join(f'"{key}": {json.dumps(value)}' for key, value in protocol.as_dict().items()) + "}")
     return page
 
 
