@@ -173,7 +173,7 @@ def preprocess(mode, *configurations):
 
 def add_section(mode, configuration, *more):
     """Writes the section into the configuration itself: few iterations, SAM believed without a test."""
-    keys = (*LENGTH, "sam.min_voxels=4", "sam.min_agreement=0", "sam.trust=null", *more)
+    keys = (*LENGTH, "sam.min_voxels=4", "sam.min_agreement=0", "sam.trust=null", "sam.tune=0", *more)
     where = ("-d", NUMBER, "-p", mode.plans, "-c", configuration, "--name", configuration)
     command("nnUNetv2_semisam_plan", *where, "--set", *keys)
 

@@ -132,14 +132,14 @@ def test_processes_are_half_of_what_nnunet_allows(dataset, label_manager, monkey
         (0, SingleThreadedAugmenter),
     ):
         monkeypatch.setattr(loader, "get_allowed_n_proc_DA", lambda allowed=allowed: allowed)
-        assert type(stream_of(dataset, label_manager, num_processes=None)) is kind
+        assert isinstance(stream_of(dataset, label_manager, num_processes=None), kind)
     assert started == [6, 1]
 
 
 def test_a_dying_worker_raises(dataset, label_manager):
     for file in dataset.images.values():
         os.truncate(file, 10)
-    with pytest.raises(RuntimeError, match="workers are no longer alive"):
+    with pytest.raises(RuntimeError, match="1 of 1 processes that load unlabeled patches died"):
         stream_of(dataset, label_manager, num_processes=1)
 
 
