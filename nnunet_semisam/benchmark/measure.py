@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_semisam.benchmark.launch import Launcher, Slot
+from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.progress import Estimator, Progress, kind
 from nnunet_semisam.benchmark.protocol import Protocol
 from nnunet_semisam.benchmark.runs import Run, write_json
 from nnunet_semisam.benchmark.schedule import Schedule, carry_out
-from nnunet_semisam.benchmark.steps import Steps, plan_steps
+from nnunet_semisam.benchmark.steps import Steps
 
 CASES, ITERATIONS, EPOCHS = 3, 5, 2  # the second epoch is timed: the first one warms up
 FILE = "measured.json"

@@ -7,12 +7,13 @@ from pathlib import Path
 from nnunet_semisam.benchmark.launch import Launcher, Slot
 from nnunet_semisam.benchmark.measure import guesses
 from nnunet_semisam.benchmark.metrics import require_monai
+from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.progress import Estimator, Progress, clock, describe
 from nnunet_semisam.benchmark.protocol import Protocol
 from nnunet_semisam.benchmark.results import write_results
 from nnunet_semisam.benchmark.runs import write_json
 from nnunet_semisam.benchmark.schedule import Schedule, carry_out
-from nnunet_semisam.benchmark.steps import Steps, plan_steps
+from nnunet_semisam.benchmark.steps import Steps
 
 
 def list_runs(steps: Steps, protocol: Protocol, workers: int) -> str:

@@ -10,14 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunet_semisam.benchmark.dataset import find_dataset
 from nnunet_semisam.benchmark.home import PLANS, Home, home_of
 from nnunet_semisam.benchmark.launch import Busy, CommandFailed, Launcher, Slot, locked
-from nnunet_semisam.benchmark.protocol import Protocol
-from nnunet_semisam.benchmark.runs import Run, expand, needs, write_json
+from nnunet_semisam.benchmark.runs import Run, needs, write_json
 from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv, score, write_csv
 from nnunet_semisam.benchmark.training_log import epoch_seconds, length, training_seconds
-from nnunet_semisam.cli.plan import check_section
 
 CHECKPOINTS = {FINAL: "checkpoint_final.pth", TEACHER: "checkpoint_final_teacher.pth"}
 BEGUN, TRAINED, PREDICTED, SCORED = "begun.json", "trained.json", "benchmark_predicted.json", "scored.json"
@@ -76,7 +73,7 @@ class Steps:
 
     def done(self, run: Run) -> bool:
         """Are there scores of these cases, in these units?"""
-        return _read(self.folder(run) / SCORED).get("settings") == _scoring(run)
+        return _read(self.folder(run) / SCORED).get("settings") == scoring(run)
 
     def trained(self, run: Run) -> dict[str, Any]:
         """Seconds, epochs, iterations and device of a finished training; empty before."""
@@ -111,18 +108,7 @@ class Steps:
             fold.name.removeprefix("fold_"),
         )
         words += ("-tr", run.arm.trainer, "-p", PLANS, "-device", slot.kind)
-        loaders = {"nnUNet_n_proc_DA": str(slot.loaders)}
-        if any(fold.glob("checkpoint_*.pth")):
-            try:
-                self.command(run, home, slot, lock, *words, "--c", **loaders)
-            except CommandFailed:
-                if self.launcher.stopped:
-                    raise
-                shutil.rmtree(fold)
-        else:
-            shutil.rmtree(fold, ignore_errors=True)
-        if not fold.exists():
-            self.command(run, home, slot, lock, *words, **loaders)
+        self._train_or_continue(run, home, slot, lock, words)
         seconds = training_seconds(fold)
         facts: dict[str, Any] = {
             "seconds": seconds,
@@ -132,6 +118,20 @@ class Steps:
         }
         facts["last_epoch"] = epoch_seconds(fold)[facts["epochs"] - 1]
         write_json(self.folder(run) / TRAINED, facts)
+
+    def _train_or_continue(self, run: Run, home: Home, slot: Slot, lock: int | None, words: tuple[str, ...]) -> None:
+        fold, loaders = home.fold_folder(run), {"nnUNet_n_proc_DA": str(slot.loaders)}
+        if (fold / "validation" / "summary.json").is_file():  # written last, by a command that outlived its benchmark
+            return
+        if any(fold.glob("checkpoint_*.pth")):
+            try:
+                self.command(run, home, slot, lock, *words, "--c", **loaders)
+                return
+            except CommandFailed:
+                if self.launcher.stopped:
+                    raise
+        shutil.rmtree(fold, ignore_errors=True)
+        self.command(run, home, slot, lock, *words, **loaders)
 
     def epochs(self, run: Run) -> int:
         """Epochs of a run; for an arm of equal time as many as fill the time of the other arm, at least."""
@@ -184,7 +184,7 @@ class Steps:
         with self._scoring:
             rows = [row for name in weights for row in score(run, folder / f"predicted_{name}", name)]
         write_csv(folder / SCORES_FILE, rows)
-        write_json(folder / SCORED, {"settings": _scoring(run), "weights": weights})
+        write_json(folder / SCORED, {"settings": scoring(run), "weights": weights})
 
     def command(self, run: Run, home: Home, slot: Slot, lock: int | None, *words: str, **more: str) -> None:
         log = self.folder(run) / "log.txt"
@@ -196,25 +196,8 @@ class Steps:
         return [row for run in self.runs if self.done(run) for row in read_csv(self.folder(run) / SCORES_FILE)]
 
 
-def plan_steps(work: Path, protocol: Protocol, launcher: Launcher) -> Steps:
-    """All runs of a protocol in a work folder; starts and writes nothing.
-
-    Raises:
-        ValueError: a data set, a splits file or the section of an arm is not right.
-    """
-    datasets = [find_dataset(given) for given in protocol.datasets]
-    numbers = [dataset.number for dataset in datasets]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"datasets: two have the same number ({', '.join(d.name for d in datasets)}); rename one")
-    for arm in protocol.arms:
-        try:
-            check_section(arm.section)
-        except (ValueError, ImportError) as error:
-            raise ValueError(f"arm {arm.name}: {error}") from error
-    return Steps(work, expand(protocol, datasets), launcher)
-
-
-def _scoring(run: Run) -> dict[str, Any]:
+def scoring(run: Run) -> dict[str, Any]:
+    """What decides the scores of a trained run: noted beside them, so that other settings score again."""
     protocol = run.protocol
     units = {"tolerance": protocol.tolerance, "voxel_units": protocol.voxel_units, "mirroring": protocol.mirroring}
     return {"cases": list(run.cases), **units}

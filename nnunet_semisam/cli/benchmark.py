@@ -123,9 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> dict[str, str]:
     from nnunet_semisam.benchmark.launch import Launcher, cores, slots
     from nnunet_semisam.benchmark.measure import measure_arms
+    from nnunet_semisam.benchmark.planning import plan_steps
     from nnunet_semisam.benchmark.protocol import read_protocol
     from nnunet_semisam.benchmark.run import list_runs, run_benchmark
-    from nnunet_semisam.benchmark.steps import plan_steps
 
     protocol, work = read_protocol(protocol_values(args)), args.work.expanduser().resolve()
     if (args.workers is not None and args.workers < 1) or (args.loaders is not None and args.loaders < 0):

@@ -13,7 +13,7 @@ from nnunet_semisam.benchmark.page import Page
 from nnunet_semisam.benchmark.results import write_results
 from nnunet_semisam.benchmark.runs import expand, write_json
 from nnunet_semisam.benchmark.scores import SCORES_FILE, read_csv, write_csv
-from nnunet_semisam.benchmark.steps import Steps, _scoring
+from nnunet_semisam.benchmark.steps import Steps, scoring
 from nnunet_semisam.benchmark.summary import MEAN, summarise
 
 ARMS = ["supervised", "full", "semisam"]
@@ -105,7 +105,7 @@ def test_page_and_files_tell_numbers_leak_rules_and_what_is_missing(made):
     used, runs, root = made
     steps = Steps(root, runs, Launcher())
     for run in runs[:-1]:
-        write_json(steps.folder(run) / "scored.json", {"settings": _scoring(run)})
+        write_json(steps.folder(run) / "scored.json", {"settings": scoring(run)})
         write_csv(steps.folder(run) / SCORES_FILE, list(score_rows(run)))
     (steps.folder(runs[-1])).mkdir(parents=True)
     (steps.folder(runs[-1]) / "failed.txt").write_text("CommandFailed: out of memory\nmore")

@@ -42,7 +42,7 @@ class Stub(Launcher):
             self.train(command)
         elif name == "predict":
             self.predict(command)
-        if self.die_at == name:
+        if self.die_at in (name, f"end of {name}"):
             raise CommandFailed(f"{name} was killed")
 
     def train(self, command):
@@ -68,6 +68,8 @@ class Stub(Launcher):
         (fold / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
         (fold / "debug.json").write_text(json.dumps({"num_epochs": str(epochs), "num_iterations_per_epoch": "4"}))
         (fold / "checkpoint_final.pth").touch()
+        (fold / "validation").mkdir(exist_ok=True)
+        (fold / "validation" / "summary.json").touch()
         if "semisam" in command[2]:
             (fold / "checkpoint_final_teacher.pth").touch()
 
@@ -142,6 +144,7 @@ def test_a_run_plans_trains_predicts_and_scores_and_then_nothing_is_left_to_do(b
         ("plan_experiment", [*PLANNING, "train", "predict"]),
         ("preprocess", [*PLANNING, "train", "predict"]),
         ("train", ["train --c", "predict"]),
+        ("end of train", ["predict"]),
         ("predict", ["predict"]),
     ],
 )
@@ -155,7 +158,7 @@ def test_after_a_kill_only_what_is_missing_is_done(bench, die_at, then):
     run = next(run for run in steps.runs if run.arm.name == "supervised")
     assert (
         not steps.done(run)
-        and (steps.folder(run) / "failed.txt").read_text() == f"CommandFailed: {die_at} was killed\n"
+        and (steps.folder(run) / "failed.txt").read_text() == f"CommandFailed: {die_at.split()[-1]} was killed\n"
     )
     bring(steps, "supervised")
     assert bench.stub.names() == then
