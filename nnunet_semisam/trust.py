@@ -16,18 +16,16 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semisam.config import SamConfig
-from nnunet_semisam.data.labeled import head_names, load_labeled_cases
+from nnunet_semisam.data.labeled import head_names, load_labeled_cases, mostly_labeled
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_for
 from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
-from nnunet_semisam.types import LabeledCase
 
 FILE = "semisam_trust.json"
 DICE = 0.75  # of the test's prompts: about a teacher that SAM can still help
 PATCHES = 24  # at most, or one per class where there are more classes
 PATCHES_PER_CLASS = 12
-MOSTLY = 0.5  # share of an object's box that has to be labeled, where there is an ignore label
 MOST_CASES = 12  # held in memory: evenly spread over the fold's list
 
 
@@ -96,18 +94,6 @@ def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[s
         if trials := [answer.trial for answer in asked if answer is not None]:
             rows.append(summarize(trials, name=names[head], source="corrupted", kinds=labeler.config.prompts))
     return rows
-
-
-def mostly_labeled(patch: LabeledCase, head: int) -> bool:
-    """Whether at least half of the box around the head's truth is labeled.
-
-    Of an object with labels in a few planes only (ignore label), a mask prompt would be these planes: no teacher
-    predicts such a thing, so nothing would be learned about the generalist.
-    """
-    places = patch.truth[head].nonzero()
-    low, high = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return patch.valid[box].float().mean().item() >= MOSTLY
 
 
 def _on_first_rank(trainer: nnUNetTrainer, labeler: SamLabeler, names: Sequence[str]) -> list[Row]:

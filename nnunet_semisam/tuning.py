@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nnunet_semisam.checkpoint import write_atomically
-from nnunet_semisam.data.labeled import load_labeled_cases
+from nnunet_semisam.data.labeled import load_labeled_cases, mostly_labeled
 from nnunet_semisam.data.splits import read_split
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.sam.tuning import REPORTED, Report, Tunable, tune_and_report
@@ -43,20 +43,26 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
     sam = trainer.semisam.sam
     if sam is None or not any((trainer.trust or {"": 1.0}).values()):
         return
-    if sam.tune == "auto":
-        sam = replace(sam, tune=backend.tuning_steps)
-    if not sam.tune:
+    automatic = sam.tune == "auto"
+    if not (backend.tuning_steps(MOST_CASES) if automatic else sam.tune):
         return
     if not isinstance(backend, Tunable):
         trainer.print_to_log_file(f"semisam: sam.backend {sam.backend!r} cannot be tuned; it is used as it is")
         return
+    heads, patch_size = trainer.outputs.foreground_heads, tuple(trainer.configuration_manager.patch_size)
+    planar = len(patch_size) == 2  # a plane is whole, whatever is labeled on others
     cases = labeled_cases(trainer)
-    asked: dict[str, Any] = {
-        "heads": trainer.outputs.foreground_heads,
-        "patch_size": tuple(trainer.configuration_manager.patch_size),
-        "config": sam,
-    }
-    module = backend.tuning_task(cases, **asked).module
+    cases = [case for case in cases if planar or all(mostly_labeled(case, head) for head in heads)]
+    if automatic:
+        sam = replace(sam, tune=backend.tuning_steps(len(cases)))
+    asked: dict[str, Any] = {"heads": heads, "patch_size": patch_size, "config": sam}
+    try:
+        module = backend.tuning_task(cases, **asked).module
+    except ValueError as error:
+        if not automatic:
+            raise
+        trainer.print_to_log_file(f"semisam: the generalist is used as it is ({error})")
+        return
     if trainer.local_rank == 0:
         _tune_or_load(trainer, backend, module, cases, asked)
     if trainer.is_ddp:

@@ -9,7 +9,20 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from stub_sam import StubSam
 from test_checkpoint import Killed, killed_after_first_epoch
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
-from toy_trainer import LABELED, NAME, REGIONS, SAM_SECTION, UNLABELED, VAL, build, locations, save_case, short, weights
+from toy_trainer import (
+    LABELED,
+    LABELS,
+    NAME,
+    REGIONS,
+    SAM_SECTION,
+    UNLABELED,
+    VAL,
+    build,
+    locations,
+    save_case,
+    short,
+    weights,
+)
 
 from nnunet_semisam import tuning
 from nnunet_semisam.sam.decoder_tuning import DecoderTask
@@ -71,11 +84,37 @@ def tuned(section=SECTION, **settings):
 def test_without_a_number_it_is_the_backends(tunable, monkeypatch):
     with_number, *_ = tuned()
     for steps, same in ((3, True), (2, False), (0, False)):
-        monkeypatch.setattr(TunableStub, "tuning_steps", steps)
+        monkeypatch.setattr(TunableStub, "tuning_steps", lambda self, cases, steps=steps: steps * cases // len(LABELED))
         shares, _, file = tuned(short(sam={key: value for key, value in SAM_SECTION.items() if key != "tune"}))
         assert torch.equal(shares, with_number) == same
         assert file.exists() == bool(steps)
         file.unlink(missing_ok=True)
+
+
+def sparse(tmp_path, planes):
+    """The labels of all labeled cases but those in so many planes become the ignore label."""
+    folder = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_toy"
+    for name in LABELED:
+        image, seg, _, _ = nnUNetDatasetBlosc2(str(folder), [name]).load_case(name)
+        image, seg = image[:], seg[:]
+        seg[:, planes:] = 3
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"{name}{ending}").unlink()
+        save_case(image, seg, {"class_locations": locations(seg)}, str(folder / name))
+
+
+@pytest.mark.parametrize("planes, tuned_at_all", [(20, True), (0, False)])
+def test_by_default_nothing_to_tune_on_is_no_error(tunable, tmp_path, monkeypatch, planes, tuned_at_all):
+    monkeypatch.setattr(TunableStub, "tuning_steps", lambda self, cases: 2 * cases)
+    sparse(tmp_path, planes)
+    section = short(sam={key: value for key, value in SAM_SECTION.items() if key != "tune"})
+    _, trainer, file = tuned(section, labels={**LABELS, "ignore": 3})
+    assert file.exists() == tuned_at_all
+    with open(trainer.log_file) as log:
+        assert ("the generalist is used as it is (semisam: sam.tune: no labeled case has" in log.read()) != tuned_at_all
+    if not tuned_at_all:
+        with pytest.raises(ValueError, match="no labeled case has an object"):
+            tuned(labels={**LABELS, "ignore": 3})
 
 
 def poison(tmp_path, names):

@@ -24,7 +24,11 @@ class SamBackend(abc.ABC):
     ndims: tuple[int, ...]  # numbers of spatial axes served natively; of the class, or of what it was built from
     hears: tuple[str, ...] = PROMPT_KINDS  # kinds of prompts that are not ignored
     needs_checkpoint: bool = False  # is there nothing that ships
-    tuning_steps: int = 0  # of tuning on labeled cases that were measured to help; what `sam.tune = "auto"` means
+
+    @classmethod
+    def tuning_steps(cls, cases: int) -> int:
+        """Steps of tuning on so many labeled cases that were measured to help: what `sam.tune = "auto"` means."""
+        return 0
 
     @classmethod
     def members_of(cls, config: SamConfig) -> Sequence[SamConfig]:
