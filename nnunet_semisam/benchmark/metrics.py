@@ -63,12 +63,15 @@ def _monai(prediction: np.ndarray, truth: np.ndarray, spacing: list[float], tole
             compute_surface_dice,
         )
 
-        masks = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
-        whole = {"include_background": True}
+        one, two = (torch.from_numpy(mask)[None, None] for mask in (prediction, truth))
+        hd95 = compute_hausdorff_distance(one, two, include_background=True, percentile=95, spacing=spacing)
+        assd = compute_average_surface_distance(one, two, include_background=True, symmetric=True, spacing=spacing)
         measured = {
-            "dice": compute_dice(*(mask.float() for mask in masks), **whole),
-            "hd95": compute_hausdorff_distance(*masks, percentile=95, spacing=spacing, **whole),
-            "assd": compute_average_surface_distance(*masks, symmetric=True, spacing=spacing, **whole),
-            "nsd": compute_surface_dice(*masks, [tolerance], spacing=spacing, use_subvoxels=True, **whole),
+            "dice": compute_dice(one.float(), two.float(), include_background=True),
+            "hd95": hd95,
+            "assd": assd,
+            "nsd": compute_surface_dice(
+                one, two, [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
+            ),
         }
     return {name: float(value) for name, value in measured.items()}

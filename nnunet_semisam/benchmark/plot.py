@@ -37,6 +37,9 @@ def draw_plot(lines: list[Line], file: Path, *, full: Iterable[str] = ()) -> Non
             _curve(axis, own, budgets, color, column, (number - len(columns) / 2) * 0.02)
     axis.set_xticks(range(len(budgets)), list(map(str, budgets)))
     axis.set_xlim(-0.4, len(budgets) - 0.6)
+    low, high = axis.get_ylim()
+    if high - low < 0.01:  # all alike: no picture of rounding errors
+        axis.set_ylim((low + high) / 2 - 0.05, (low + high) / 2 + 0.05)
     axis.set_xlabel("labeled cases")
     axis.set_ylabel(f"Dice ({lines[0].label})")
     axis.set_title(lines[0].dataset, fontsize=11)

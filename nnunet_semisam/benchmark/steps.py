@@ -48,7 +48,8 @@ class Steps:
             except Busy:
                 raise
             except Exception as error:
-                (folder / FAILED).write_text(f"{type(error).__name__}: {error}\n")
+                if not self.launcher.stopped:  # an interrupted run has not failed
+                    (folder / FAILED).write_text(f"{type(error).__name__}: {error}\n")
                 raise
 
     def _all_steps(self, run: Run, slot: Slot, lock: int | None) -> None:

@@ -1,13 +1,15 @@
 """The dry run: states, times of finished runs, and guesses from timed iterations; nothing is written."""
 
+import importlib.util
 import json
 
+import pytest
 from made_up import NAME, protocol, raw_dataset
 
-from nnunet_semisam.benchmark.launch import Launcher
+from nnunet_semisam.benchmark.launch import Launcher, Slot
 from nnunet_semisam.benchmark.measure import FILE, guesses, shortened
 from nnunet_semisam.benchmark.progress import kind
-from nnunet_semisam.benchmark.run import list_runs
+from nnunet_semisam.benchmark.run import list_runs, run_benchmark
 from nnunet_semisam.benchmark.runs import expand, write_json
 from nnunet_semisam.benchmark.steps import Steps, scoring
 
@@ -62,3 +64,11 @@ def test_what_is_timed_is_short_and_of_the_same_arms(tmp_path):
     assert [arm.name for arm in short.arms] == ["supervised", "semisam"]
     assert (short.budgets, short.draws, short.seeds, short.epochs * short.iterations) == ((1,), ("0",), (0,), 10)
     assert short.network == used.network
+
+
+def test_without_monai_nothing_is_started(tmp_path, monkeypatch):
+    used, _ = steps_of(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"nnunet_semisam\[benchmark\]"):
+        run_benchmark(tmp_path / "work", used, [Slot("cpu")])
+    assert not (tmp_path / "work").exists()

@@ -165,6 +165,13 @@ def test_after_a_kill_only_what_is_missing_is_done(bench, die_at, then):
     assert steps.done(run) and not (steps.folder(run) / "failed.txt").exists()
 
 
+def test_an_interrupted_run_has_not_failed(bench):
+    bench.stub.die_at, bench.stub.stopped = "train", True
+    with pytest.raises(CommandFailed):
+        bring(steps := bench.steps(), "supervised")
+    assert not list(steps.work.rglob("failed.txt"))
+
+
 def test_a_checkpoint_that_cannot_be_continued_is_dropped(bench):
     bench.stub.die_at = "train"
     with pytest.raises(CommandFailed):
