@@ -67,12 +67,13 @@ def check_setup(
     Raises:
         ValueError: no such data set, plans or configuration.
     """
+    from nnunet_semisam.cli.check_images import check_images
     from nnunet_semisam.data.dataset import PlannedDataset
 
     planned = PlannedDataset.open(dataset, plans_name)
     chosen = planned.configurations(configurations or _usual(planned))
     report = Report([f"data set: {planned.name}, plans: {plans_name}"])
-    images = _check_images(planned, report)
+    images = check_images(planned, report)
     for name, manager in chosen.items():
         config = _check_section(name, manager.configuration.get("semisam", {}), report, classes=_classes(planned))
         folder = planned.folder / manager.data_identifier
@@ -94,44 +95,6 @@ def _usual(planned: PlannedDataset) -> list[str]:
     return [
         name for name, manager in every.items() if name in DEFAULT_CONFIGURATIONS or "semisam" in manager.configuration
     ]
-
-
-def _check_images(planned: PlannedDataset, report: Report) -> list[str]:
-    """Case names in `imagesUn`."""
-    from tqdm import tqdm
-
-    from nnunet_semisam.data.image_checks import has_volumes, open_problems
-    from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files
-    from nnunet_semisam.data.preprocess import raw_folder_of
-    from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, scan_unlabeled
-    from nnunet_semisam.data.splits import names
-
-    raw_folder = raw_folder_of(planned.name)
-    if raw_folder is None:
-        report.facts.append(f"{FOLDER}: not checked, this machine has no raw folder of {planned.name} (nnUNet_raw)")
-        return []
-    cases, problems = scan_unlabeled(raw_folder, planned.dataset_json)
-    report.facts.append(f"{raw_folder / FOLDER}: {len(cases)} case(s)")
-    reader = planned.plans_manager.image_reader_writer_class()
-    labels: list[str] = []
-    report.problem(
-        *problems,
-        *open_problems(
-            cases,
-            reader,
-            planned.dataset_json,
-            num_files=files_per_case(raw_folder, planned.dataset_json),
-            volumes=has_volumes(planned.plans_manager),
-            look=lambda files, image: labels.extend(Path(file).name for file in label_like_files(files, image)),
-            progress=tqdm,
-        ),
-    )
-    if labels:
-        report.warning(
-            f"{raw_folder / FOLDER}: {names(labels)} made of integers, of at most {MAX_VALUES} different ones, as "
-            "labels are. Remove what is a label; nothing is wrong where such a channel is meant."
-        )
-    return list(cases)
 
 
 def _classes(planned: PlannedDataset) -> list[str]:

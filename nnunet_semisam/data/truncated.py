@@ -1,4 +1,4 @@
-"""Finds cut-off NIfTI files: SimpleITK reads them without an error and fills what is missing with zeros."""
+"""Finds what SimpleITK reads as 0 without a word: the missing end of cut-off NIfTI files, NaN and infinite voxels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import struct
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
 CHUNK = 1 << 22
 HEADER = 352
+FLOATS = {16: 4, 64: 8}  # NIfTI's code: bytes
 
 
 def truncation_problems(files: Sequence[str]) -> list[str]:
@@ -42,6 +45,28 @@ def _length(file: str) -> tuple[int, bytes]:
             header = header or chunk[:HEADER]
             size += len(chunk)
     return size, header
+
+
+def not_finite_files(files: Sequence[str]) -> list[str]:
+    """Those NIfTI files that hold NaN or infinite values; each is read once."""
+    return [file for file in files if _has_not_finite(file)]
+
+
+def _has_not_finite(file: str) -> bool:
+    """Data type in bytes 70 and 71 of the header: 16 and 64 are floating-point numbers of 4 and 8 bytes."""
+    if (found := nifti_header(file)) is None:
+        return False
+    order, header = found
+    (kind,), (start,) = struct.unpack_from(f"{order}h", header, 70), struct.unpack_from(f"{order}f", header, 108)
+    if kind not in FLOATS:
+        return False
+    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+        stream.seek(int(start))
+        while chunk := stream.read(CHUNK):
+            whole = len(chunk) // FLOATS[kind] * FLOATS[kind]
+            if not np.isfinite(np.frombuffer(chunk[:whole], f"{order}f{FLOATS[kind]}")).all():
+                return True
+    return False
 
 
 def nifti_header(file: str) -> tuple[str, bytes] | None:

@@ -248,6 +248,17 @@ def test_values_that_are_not_finite_are_named_where_the_reader_lets_them_through
     assert list(kept) == ["good"] and len(skipped) == 1
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_values_that_the_reader_hides_are_warned_of(planned, value, kind):
+    (planned.raw / "imagesUn" / f"odd_0000{ENDING}").write_bytes(packed(with_value(value).astype(kind)))
+    report = check_command.check_setup(901, configurations=["3d_fullres"])
+    (warning,) = [warning for warning in report.warnings if "odd_0000" in warning]
+    assert f"'odd_0000{ENDING}' is not finite" in warning and "reads 0" in warning
+    assert not [problem for problem in report.problems if "odd_0000" in problem]
+    assert list(preprocess(planned)) == ["good", "odd"]
+
+
 MHA = b"ObjectType = Image\nNDims = 3\nDimSize = 20 20 20\nElementType = MET_FLOAT\nElementDataFile = "
 OTHER_FORMATS = {
     "a cut mha": ("SimpleITKIO", "bad_0000.mha", MHA + b"LOCAL\n" + bytes(100), "cannot open"),

@@ -1,0 +1,64 @@
+"""The part of `nnUNetv2_semisam_check` that opens every image of `imagesUn`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from nnunet_semisam.data.dataset import PlannedDataset
+from nnunet_semisam.data.image_checks import has_volumes, open_problems
+from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files
+from nnunet_semisam.data.preprocess import raw_folder_of
+from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, scan_unlabeled
+from nnunet_semisam.data.splits import names
+from nnunet_semisam.data.truncated import not_finite_files
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nnunet_semisam.cli.check import Report
+
+
+def check_images(planned: PlannedDataset, report: Report) -> list[str]:
+    """Case names in `imagesUn`; what is wrong with the images goes into the report."""
+    raw_folder = raw_folder_of(planned.name)
+    if raw_folder is None:
+        report.facts.append(f"{FOLDER}: not checked, this machine has no raw folder of {planned.name} (nnUNet_raw)")
+        return []
+    cases, problems = scan_unlabeled(raw_folder, planned.dataset_json)
+    report.facts.append(f"{raw_folder / FOLDER}: {len(cases)} case(s)")
+    report.problem(*problems)
+    _open(planned, report, cases, raw_folder)
+    return list(cases)
+
+
+def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], raw_folder: Path) -> None:
+    labels: list[str] = []
+    endless: list[str] = []
+
+    def look(files: list[str], image: np.ndarray) -> None:
+        labels.extend(Path(file).name for file in label_like_files(files, image))
+        endless.extend(Path(file).name for file in not_finite_files(files))
+
+    problems = open_problems(
+        cases, planned.plans_manager.image_reader_writer_class(), planned.dataset_json,
+        num_files=files_per_case(raw_folder, planned.dataset_json),
+        volumes=has_volumes(planned.plans_manager), look=look, progress=tqdm,
+    )  # fmt: skip
+    report.problem(*problems)
+    _warn(report, f"{raw_folder / FOLDER}", labels, endless)
+
+
+def _warn(report: Report, folder: str, labels: list[str], endless: list[str]) -> None:
+    if endless:
+        report.warning(
+            f"{folder}: {names(endless)} not finite everywhere (NaN or infinite voxels). SimpleITK reads 0 there, in "
+            "labeled images alike; nothing is wrong where that is meant, else replace these values."
+        )
+    if labels:
+        report.warning(
+            f"{folder}: {names(labels)} made of integers, of at most {MAX_VALUES} different ones, as labels are. "
+            "Remove what is a label; nothing is wrong where such a channel is meant."
+        )
