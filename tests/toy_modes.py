@@ -1,13 +1,16 @@
 """Tiny raw data sets for every mode of nnU-Net, and nnU-Net's commands, called in this process.
 
 Importing nnU-Net takes 10 to 17 s on two cores, and its commands do that once per worker process. Here the functions
-behind the console scripts are called, and its pools of processes are pools of threads.
+behind the console scripts are called, and its pools of processes are pools of threads. With NNUNET_SEMISAM_LONG=1 the
+scripts are run instead, one process per command, with nnU-Net's worker processes.
 """
 
 import importlib.metadata
 import json
 import multiprocessing
 import multiprocessing.pool
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+LONG = bool(os.environ.get("NNUNET_SEMISAM_LONG"))
 NUMBER, NAME = "997", "Dataset997_Modes"
 TRAINER = "nnUNetTrainerSemiSAM"
 LABELED, HIDDEN, UNLABELED, NEW = ("a", "b", "c"), ("d",), ("x", "y"), ("n",)
@@ -71,7 +75,10 @@ def in_threads(monkeypatch):
 
 
 def command(name, *arguments):
-    """Calls a console script of this environment in this process."""
+    """Calls a console script of this environment in this process; in the long form, runs it."""
+    if LONG:
+        subprocess.run([Path(sys.executable).with_name(name), *map(str, arguments)], check=True)
+        return
     (script,) = importlib.metadata.entry_points(group="console_scripts", name=name)
     before, sys.argv = sys.argv, [name, *map(str, arguments)]
     try:
