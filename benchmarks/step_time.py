@@ -3,8 +3,8 @@
     python benchmarks/step_time.py DATASET_ID CONFIGURATION [--steps 10] [--device cpu]
 
 Reads nnU-Net's three folders from the environment; the fold must have unlabeled cases. Loading is included
-(`nnUNet_n_proc_DA=0` loads within the step). Medians after warm-up; the arms take turns, so that a change in the
-machine's load meets them all.
+(`nnUNet_n_proc_DA=0` loads within the step), tuning of the generalist before training is not. Medians after warm-up; the
+arms take turns, so that a change in the machine's load meets them all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ def started(trainer: type, args: argparse.Namespace) -> nnUNetTrainer:
     plans = json.loads((folder / f"{args.plans}.json").read_text()) | {"continue_training": False}
     dataset_json = json.loads((folder / "dataset.json").read_text())
     built = trainer(copy.deepcopy(plans), args.configuration, args.fold, dataset_json, torch.device(args.device))
+    if getattr(built, "semisam", None) is not None and built.semisam.sam is not None:
+        built.semisam = replace(built.semisam, sam=replace(built.semisam.sam, tune=0))
     built.on_train_start()
     built.on_train_epoch_start()
     return built

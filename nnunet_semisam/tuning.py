@@ -63,8 +63,7 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
             raise
         trainer.print_to_log_file(f"semisam: the generalist is used as it is ({error})")
         return
-    if trainer.local_rank == 0:
-        _tune_or_load(trainer, backend, module, cases, asked)
+    _on_first_rank(trainer, backend, module, cases, asked)
     if trainer.is_ddp:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -83,6 +82,22 @@ def labeled_cases(trainer: SemiSAM) -> list[LabeledCase]:
     known = trainer.dataset_class.get_identifiers(folder)
     read_split(splits, trainer.fold, known=known, allow_unlabeled_val=trainer.semisam.allow_unlabeled_val)
     return load_labeled_cases(folder, list(dict.fromkeys(map(str, chosen))), trainer.label_manager)
+
+
+def _on_first_rank(
+    trainer: SemiSAM, backend: Tunable, module: nn.Module, cases: Sequence[LabeledCase], asked: dict[str, Any]
+) -> None:
+    """Rank 0 tunes; where it fails the others are told instead of waiting for its weights."""
+    done: list[Any] = [None]
+    try:
+        if trainer.local_rank == 0:
+            _tune_or_load(trainer, backend, module, cases, asked)
+            done[0] = True
+    finally:
+        if trainer.is_ddp:
+            dist.broadcast_object_list(done, src=0)
+    if done[0] is None:
+        raise RuntimeError("semisam: tuning of the generalist failed on rank 0")
 
 
 def _tune_or_load(

@@ -8,10 +8,11 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from toy_dataset import ENDING, SHAPE
 
 from nnunet_semisam.data.dataset import preprocess_dataset
-from nnunet_semisam.data.hidden import find_hidden
+from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
 from nnunet_semisam.data.raw_pool import files_of_labeled
@@ -138,3 +139,8 @@ def test_files_that_dataset_json_lists_are_found(masked, tmp_path):
     listed = {"b": {"images": [str(elsewhere)], "label": "none"}, "c": {"images": [f"imagesTr/c_0000{ENDING}"]}}
     found = files_of_labeled(masked.raw, dataset_json | {"dataset": listed}, ["b", "c", "d"])
     assert found == {"b": [str(elsewhere)], "c": [str(masked.raw / "imagesTr" / f"c_0000{ENDING}")]}
+
+
+def test_one_masked_channel_is_enough_for_the_label_to_have_a_say():
+    for flags, shaped in (([True, False], True), ([False, True], True), ([False, False], False)):
+        assert label_shapes_image(ConfigurationManager({"use_mask_for_norm": flags})) is shaped

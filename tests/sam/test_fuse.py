@@ -56,3 +56,15 @@ def test_regions_keep_the_teacher_in_pieces_without_an_answer():
     prob = teacher(extra=True)[:, 1:]
     pseudo = fuse(prob, prob > 0.5, two_pieces(head=0), OutputSpace(1, has_regions=True))
     assert pseudo.prob[0, 0, 5] == prob[0, 0, 5] and pseudo.prob[0, 0, 0].item() == pytest.approx(0.982, abs=1e-3)
+
+
+def test_the_confidence_of_regions_is_the_mean_of_the_weights_by_probability():
+    """Two overlapping answers of weights 0.8 and 0.4; outside of both the mean weight of the image counts."""
+    logits = torch.tensor([[20.0, 20.0, -20.0], [-20.0, 20.0, -20.0]])[:, None]
+    ones = torch.ones(2)
+    answers = Answers(
+        torch.tensor([0, 0]), torch.tensor([0, 1]), logits > 0, logits, ones, ones, torch.tensor([0.8, 0.4])
+    )
+    hard = (logits > 0)[None]
+    pseudo = fuse(hard.float(), hard, answers, OutputSpace(2, has_regions=True))
+    assert pseudo.confidence.flatten().tolist() == pytest.approx([0.8, 0.6, 0.6], abs=1e-4)

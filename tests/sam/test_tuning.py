@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nnunet_semisam.config import SamConfig
@@ -80,12 +81,14 @@ def test_ignored_voxels_do_not_count():
     truth, guess, valid = (truth > 0).float(), (guess > 0).float(), torch.ones(2, 6, 8)
     valid[:, :, 5:] = 0
     quality = torch.tensor([0.4, 0.7])
-    loss = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid)
+    loss = repair.repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid)
     noise = (1 - valid) * torch.randn(valid.shape, generator=rng)
     other = repair.mask_loss(logits + 9 * noise, quality, truth=(truth + noise), guess=guess + noise, valid=valid)
     assert torch.equal(loss, other)
-    assert not torch.equal(loss, repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid * 0 + 1))
-    nothing = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=0 * valid)
+    assert not torch.equal(
+        loss, repair.repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid * 0 + 1)
+    )
+    nothing = repair.repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=0 * valid)
     assert nothing.isfinite()
 
 
@@ -302,3 +305,26 @@ def test_the_report_measures_the_answers(kit):
     )
     assert set(found) == {(head, wanted) for head in (1, 2) for wanted in tuning.REPORTED}
     assert all(abs(value - wanted) < 0.06 for (_, wanted), value in found.items())
+
+
+def test_a_disguise_moves_image_and_truth_alike(monkeypatch):
+    monkeypatch.setattr(frames, "_shaded", lambda image, rng: image)
+    truth = torch.zeros(20, 24, 28, dtype=torch.bool)
+    truth[4:12, 6:10, 8:24] = True
+    scene = frames.Scene(truth[None].float(), truth, torch.ones_like(truth))
+    for seed in range(12):
+        seen = frames.disguised(scene, torch.Generator().manual_seed(seed))
+        assert torch.equal(seen.image[0] > 0.5, seen.truth) and seen.truth.any()
+
+
+def test_the_loss_of_a_mask_by_hand():
+    """Four voxels, one of them wrong in the prompt; 0.2 of the cross entropy of the predicted IoU comes on top."""
+    truth, guess = torch.tensor([[1.0, 1, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]])
+    logits, quality = torch.tensor([[2.0, -1, -2, 1]]), torch.tensor([0.8])
+    entropy = F.softplus(torch.tensor([-2.0, 1, -2, 1]))
+    entropy = (entropy * torch.tensor([1.0, 2, 1, 1])).sum() / 5
+    prob = logits.sigmoid()
+    overlap = 1 - (2 * (prob * truth).sum() + 1) / (prob.sum() + 3)
+    told = -(torch.log(quality) / 3 + torch.log(1 - quality) * 2 / 3).squeeze()  # IoU of the answer: 1 of 3
+    found = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=torch.ones(1, 4))
+    assert found == pytest.approx((overlap + 2 * entropy + 0.2 * told).item(), abs=1e-5)
