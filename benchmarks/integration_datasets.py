@@ -44,7 +44,8 @@ def write_source(source: Path, raw: Path, number: int) -> list[str]:
         for case in cases:
             shutil.copy(source / folder / f"{case}{ending}", target / folder)
     content = json.loads((source / "dataset.json").read_text())
-    (target / "dataset.json").write_text(json.dumps(content | {"numTraining": len(cases)}))
+    labels = {"background": 0, "Anterior": 1, "Posterior": 2}  # nnU-Net's scripts know them by these names
+    (target / "dataset.json").write_text(json.dumps(content | {"labels": labels, "numTraining": len(cases)}))
     return cases
 
 
