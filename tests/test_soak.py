@@ -38,6 +38,8 @@ def used():
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # nnU-Net's Dice of a class that no patch shows
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_long_training_stays_flat(toy, monkeypatch):  # noqa: F811
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
