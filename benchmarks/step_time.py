@@ -3,8 +3,8 @@
     python benchmarks/step_time.py DATASET_ID CONFIGURATION [--steps 10] [--device cpu]
 
 Reads nnU-Net's three folders from the environment; the fold must have unlabeled cases. Loading is included
-(`nnUNet_n_proc_DA=0` loads within the step), tuning of the generalist before training is not. Medians after warm-up; the
-arms take turns, so that a change in the machine's load meets them all.
+(`nnUNet_n_proc_DA=0` loads within the step), tuning of the generalist before training is not. Medians after warm-up;
+the arms take turns, so that a change in the machine's load meets them all.
 """
 
 from __future__ import annotations

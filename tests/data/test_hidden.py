@@ -143,4 +143,4 @@ def test_files_that_dataset_json_lists_are_found(masked, tmp_path):
 
 def test_one_masked_channel_is_enough_for_the_label_to_have_a_say():
     for flags, shaped in (([True, False], True), ([False, True], True), ([False, False], False)):
-        assert label_shapes_image(ConfigurationManager({"use_mask_for_norm": flags})) is shaped
+        assert label_shapes_image(ConfigurationManager({"use_mask_for_norm": flags, "architecture": {}})) is shaped
