@@ -35,10 +35,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--splits", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=8)
+    parser.add_argument("--weights", help="default: those of the package")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ways = {f"3D, grid of {grid}": partial(whole, with_grid(grid)) for grid in (32, 40, 48)}
-    ways |= {"2D along three axes": partial(planes, EmbeddedSam()), "mean of both": partial(both, EmbeddedSam())}
+    ways = {f"3D, grid of {grid}": partial(whole, with_grid(args.weights, grid)) for grid in (32, 40, 48)}
+    backend = EmbeddedSam(args.weights)
+    ways |= {"2D along three axes": partial(planes, backend), "mean of both": partial(both, backend)}
     print("| data set | class | prompt | what | Dice | s |\n|---|---|---|---|---|---|")
     for folder in args.data:
         for name, value in json.loads((folder / "dataset.json").read_text())["labels"].items():
@@ -67,8 +69,8 @@ def evaluate(folder: Path, name: str, value: int, ways: dict[str, Callable], arg
             print(f"| {folder.name} | {name} | mask {level} | {way} | {reached:.3f} | {seconds:.2f} |", flush=True)
 
 
-def with_grid(grid: int) -> EmbeddedSam:
-    backend = EmbeddedSam()
+def with_grid(weights: str | None, grid: int) -> EmbeddedSam:
+    backend = EmbeddedSam(weights)
     backend.generalists[3] = Generalist(backend.generalists[3].network, grid)
     return backend
 
