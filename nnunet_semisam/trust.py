@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch.distributed as dist
-from batchgenerators.utilities.file_and_folder_operations import save_json
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semisam.config import SamConfig
@@ -125,5 +125,17 @@ def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row
     if not any(trust.values()):
         say("WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway\n")
     if trainer.local_rank == 0:
+        file = os.path.join(trainer.output_folder, FILE)
         content = {"trust": dict(trust), "test": [asdict(row) | {"gain": row.gain} for row in rows]}
-        save_json(content, os.path.join(trainer.output_folder, FILE), sort_keys=False)
+        if tested or not _says(file, trust):  # a resumed run has the verdict alone; the reasons are in the file
+            save_json(content, file, sort_keys=False)
+
+
+def _says(file: str, trust: Mapping[str, float]) -> bool:
+    """Does the file exist and hold the same trust?"""
+    if not os.path.isfile(file):
+        return False
+    try:
+        return load_json(file)["trust"] == dict(trust)
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged: written again

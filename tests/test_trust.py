@@ -140,6 +140,7 @@ def test_a_resumed_run_keeps_the_verdict_without_another_test(toy, monkeypatch):
     assert torch.equal(weights(whole), weights(resumed))
     state = torch.load(f"{resumed.output_folder}/checkpoint_final.pth", weights_only=False)[KEY]
     assert state["trust"] == resumed.trust
+    assert [row["name"] for row in saved(resumed)["test"]] == ["ball", "shell"]  # the reasons of the first start
 
 
 def test_only_labels_of_training_cases_matter(toy, monkeypatch, tmp_path):  # noqa: F811
@@ -211,7 +212,7 @@ def test_trust_is_settled_before_tuning_which_is_left_out_where_nobody_is_truste
     order = []
     settle = module.settle_trust
     monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", lambda *a: order.append("trust") or settle(*a))
-    monkeypatch.setattr("nnunet_semisam.tuning._tune_or_load", lambda *a: order.append("tune"))
+    monkeypatch.setattr("nnunet_semisam.tuning._on_first_rank", lambda *a: order.append("tune"))
     monkeypatch.setattr(
         StubSam, "tuning_task", lambda self, cases, **asked: types.SimpleNamespace(module=None), raising=False
     )

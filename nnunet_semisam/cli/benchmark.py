@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NUMBERS = ("budgets", "seeds")
-FLAGS = ("epochs", "iterations", "val_iterations", "val_cases", "max_cases")
+NUMBERS = {"budgets": "numbers of labeled cases", "seeds": "of training"}
+FLAGS = {
+    "epochs": "of every arm",
+    "iterations": "per epoch",
+    "val_iterations": "of nnU-Net's own validation, per epoch",
+    "val_cases": "that every draw sets aside for evaluation, without a splits file",
+    "max_cases": "evaluated at most",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,10 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="an arm and its semisam section")
     group.add_argument("--baseline", metavar="ARM", help="compared with all others (default: supervised)")
     group.add_argument("--configuration", metavar="NAME", help="default: 3d_fullres")
-    for name in NUMBERS:
-        group.add_argument(f"--{name}", nargs="+", type=int, metavar="N", help=argparse.SUPPRESS)
-    for name in FLAGS:
-        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=argparse.SUPPRESS)
+    for name, meaning in NUMBERS.items():
+        group.add_argument(f"--{name}", nargs="+", type=int, metavar="N", help=meaning)
+    for name, meaning in FLAGS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=meaning)
     group.add_argument("--patch-size", nargs="+", type=int, metavar="N", help="smaller than planned, for all arms")
     group.add_argument("--features", nargs="+", type=int, metavar="N", help="channels per stage, for all arms")
     group.add_argument("--batch-size", type=int, metavar="N", help="for all arms")

@@ -163,12 +163,11 @@ def _check_default_split(
     """What becomes of a data set whose splits nnU-Net is to make: five folds, if there are cases enough."""
     import json
 
+    enough = len(known) >= DEFAULT_FOLDS
     if fold is None:
-        report.facts.append(
-            f"{name}: folds 0 to 4 not checked, there is no {splits_file.name} yet; nnU-Net writes it when the first "
-            "training starts"
-        )
-    if len(known) >= DEFAULT_FOLDS:
+        writes = "; nnU-Net writes it when the first training starts" if enough else ""
+        report.facts.append(f"{name}: folds 0 to 4 not checked, there is no {splits_file.name} yet{writes}")
+    if enough:
         return
     example = json.dumps([{"train": known[:-1], "val": known[-1:]}])
     cure = f"write it yourself, for instance {example}, or train fold all" if len(known) > 1 else "train fold all"
