@@ -15,10 +15,3 @@ def soft_mse(
     Source: mean teacher (Tarvainen and Valpola 2017, arXiv 1703.01780), as UA-MT and SemiSAM use it.
     """
     return ((prob.float() - target) ** 2 * confidence).mean()
-
-
-def soft_cross_entropy(
-    prob: Float[Tensor, "U K *S"], target: Float[Tensor, "U K *S"], confidence: Float[Tensor, "U 1 *S"]
-) -> Float[Tensor, ""]:
-    """Cross entropy against a soft or hard target, summed over heads, each voxel counted by its confidence."""
-    return -(target * prob.float().clamp_min(1e-7).log() * confidence).sum(1).mean()
