@@ -1,0 +1,50 @@
+"""What each of two processes does that train together; a module of its own, or started processes could not import it.
+
+nnU-Net's `run_ddp` wants CUDA; the trainer here differs from a user's in its device alone.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+RANKS = 2
+SECTION = {
+    "seed": 7, "num_epochs": 1, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1,
+    "sam": {"min_voxels": 4, "min_agreement": 0, "tune": 3},
+}  # fmt: skip
+
+
+def train(rank, root):
+    """One rank; what it ends up with goes to `RANK.pt`."""
+    os.environ |= {f"nnUNet_{name}": f"{root}/nnUNet_{name}" for name in ("preprocessed", "results")}
+    os.environ |= {"nnUNet_n_proc_DA": "0", "MASTER_ADDR": "127.0.0.1", "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS, init_method=f"file://{root}/meeting_point")
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet
+    from toy_trainer import build
+
+    from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+    parallel = nnunet.DDP
+    nnunet.DDP = lambda network, device_ids: parallel(network)  # on the CPU there is no device to name
+
+    class OnTheCpu(nnUNetTrainerSemiSAM):
+        def initialize(self):
+            self.device, self.grad_scaler = torch.device("cpu"), None
+            super().initialize()
+
+    trainer = build(OnTheCpu, SECTION)
+    seen, losses, step = [], [], trainer.train_step
+    trainer.train_step = lambda batch: losses.append(step(batch)["loss"].item()) or {"loss": losses[-1]}
+    draw = trainer.method.student_view
+    trainer.method.student_view = lambda batch: seen.append(batch.image.clone()) or draw(batch)
+    trainer.run_training()
+    content = {
+        "student": trainer.network.state_dict(), "teacher": trainer.teacher.state_dict(), "trust": trainer.trust,
+        "seen": torch.stack(seen), "losses": losses, "files": sorted(os.listdir(trainer.output_folder)),
+        "tuned": [tensor for g in trainer.sam_assisted.labeler.backend.generalists.values()
+                  for tensor in g.network.state_dict().values()],
+    }  # fmt: skip
+    torch.save(content, f"{root}/{rank}.pt")
+    dist.destroy_process_group()
