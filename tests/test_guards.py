@@ -6,9 +6,9 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_train_step import toy  # noqa: F401 (a fixture)
+from toy_ranks import bad_loss_in_one
 from toy_trainer import LABELED, UNLABELED, build, short, weights
 
-from nnunet_semisam import guards
 from nnunet_semisam.guards import TrainingDiverged, fetch
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
 
@@ -212,28 +212,10 @@ def test_a_bad_loss_counts_and_leaves_the_scale(scaled, monkeypatch):
 # --- several processes ------------------------------------------------------------------------------------------
 
 
-def of_two(rank, folder, results):
-    """One of two processes; only the second one has a bad loss."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    losses = {"sam": torch.tensor(torch.nan if rank else 1.0), "supervised": torch.tensor(2.0)}
-    _, shared = fetch(losses, {"bad": guards.not_finite(losses), "more": torch.tensor([rank + 1.0])}, is_ddp=True)
-    guard, lines = guards.StepGuard(9), []
-
-    class Trainer:
-        grad_scaler, is_ddp, local_rank, current_epoch = None, True, rank, 0
-        network = torch.nn.Linear(1, 1)
-        print_to_log_file = lines.append
-
-    guard.begin(Trainer.network)
-    allowed = guard.allows(Trainer, shared["bad"], list(losses), [f"case{rank}"])
-    results.put((rank, allowed, guard.count, shared["more"], lines))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_decide_alike(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=of_two, args=(rank, tmp_path, results)) for rank in range(2)]
+    processes = [context.Process(target=bad_loss_in_one, args=(rank, tmp_path, results)) for rank in range(2)]
     for process in processes:
         process.start()
     found = sorted(results.get(timeout=120) for _ in processes)

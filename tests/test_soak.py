@@ -22,10 +22,14 @@ ALLOWED = 24  # MB between the middle and the end: what an allocator may keep
 
 
 def family():
-    """This process and its children."""
+    """This process and its children, but for Python's resource tracker, which stays to the end once it was started."""
     own = os.getpid()
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    return [own, *map(int, children)]
+    return [own, *(int(child) for child in children if b"resource_tracker" not in command_line(child))]
+
+
+def command_line(number):
+    return Path(f"/proc/{number}/cmdline").read_bytes()
 
 
 def used():
@@ -61,6 +65,7 @@ def test_a_long_training_stays_flat(toy, monkeypatch):  # noqa: F811
     print(f"open files: {min(files)} to {max(files)}; processes: {min(processes)} to {max(processes)}")
     assert trainer.iteration == EPOCHS * (ITERATIONS // EPOCHS)
     assert last - middle < ALLOWED
-    assert max(files[-third:]) <= max(files[third : 2 * third]) + 2  # a batch on its way holds files
+    # batches on their way hold files, so single numbers vary; one left open per epoch would add `third` to the median
+    assert statistics.median(files[-third:]) <= statistics.median(files[third : 2 * third]) + 2
     assert len(set(processes)) == 1
     assert len(family()) == 1  # all are gone

@@ -1,4 +1,4 @@
-"""What each of two processes does that train together; a module of its own, or started processes could not import it.
+"""What each of two processes does in tests; a module of its own, or started processes could not import it.
 
 nnU-Net's `run_ddp` wants CUDA; the trainer here differs from a user's in its device alone.
 """
@@ -47,4 +47,26 @@ def train(rank, root):
                   for tensor in g.network.state_dict().values()],
     }  # fmt: skip
     torch.save(content, f"{root}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def bad_loss_in_one(rank, folder, results):
+    """One of two processes; only the second one has a bad loss."""
+    from nnunet_semisam import guards
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    losses = {"sam": torch.tensor(torch.nan if rank else 1.0), "supervised": torch.tensor(2.0)}
+    _, shared = guards.fetch(
+        losses, {"bad": guards.not_finite(losses), "more": torch.tensor([rank + 1.0])}, is_ddp=True
+    )
+    guard, lines = guards.StepGuard(9), []
+
+    class Trainer:
+        grad_scaler, is_ddp, local_rank, current_epoch = None, True, rank, 0
+        network = torch.nn.Linear(1, 1)
+        print_to_log_file = lines.append
+
+    guard.begin(Trainer.network)
+    allowed = guard.allows(Trainer, shared["bad"], list(losses), [f"case{rank}"])
+    results.put((rank, allowed, guard.count, shared["more"], lines))
     dist.destroy_process_group()

@@ -125,7 +125,7 @@ def test_processes_are_half_of_what_nnunet_allows(dataset, label_manager, monkey
     import nnunet_semisam.data.loader as loader
 
     started = []
-    monkeypatch.setattr(NonDetMultiThreadedAugmenter, "__next__", lambda stream: started.append(stream.num_processes))
+    monkeypatch.setattr(loader.WatchedAugmenter, "__next__", lambda stream: started.append(stream.num_processes))
     for allowed, kind in (
         (12, NonDetMultiThreadedAugmenter),
         (1, NonDetMultiThreadedAugmenter),

@@ -81,14 +81,12 @@ def test_ignored_voxels_do_not_count():
     truth, guess, valid = (truth > 0).float(), (guess > 0).float(), torch.ones(2, 6, 8)
     valid[:, :, 5:] = 0
     quality = torch.tensor([0.4, 0.7])
-    loss = repair.repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid)
+    loss = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid)
     noise = (1 - valid) * torch.randn(valid.shape, generator=rng)
     other = repair.mask_loss(logits + 9 * noise, quality, truth=(truth + noise), guess=guess + noise, valid=valid)
     assert torch.equal(loss, other)
-    assert not torch.equal(
-        loss, repair.repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid * 0 + 1)
-    )
-    nothing = repair.repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=0 * valid)
+    assert not torch.equal(loss, repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=valid * 0 + 1))
+    nothing = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=0 * valid)
     assert nothing.isfinite()
 
 
