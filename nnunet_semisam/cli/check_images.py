@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.image_checks import has_volumes, open_problems
-from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files
+from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files, label_problems
 from nnunet_semisam.data.preprocess import raw_folder_of
 from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, scan_unlabeled
 from nnunet_semisam.data.splits import names
@@ -39,6 +39,9 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
     endless: list[str] = []
 
     def look(files: list[str], image: np.ndarray) -> None:
+        if wrong := label_problems(files, image, planned.dataset_json, planned.plans_manager.plans):
+            report.problem(*wrong)
+            return
         labels.extend(Path(file).name for file in label_like_files(files, image))
         endless.extend(Path(file).name for file in not_finite_files(files))
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from nnunet_semisam.data.disk import DiskTrouble, writing
 from nnunet_semisam.data.image_checks import file_problems, has_volumes, image_problems, open_problems, spacing_problems
+from nnunet_semisam.data.label_like import label_problems
 from nnunet_semisam.data.manifest import Manifest, settings_hash
 from nnunet_semisam.data.raw_pool import FOLDER, list_unlabeled
 
@@ -123,6 +124,10 @@ def raw_folder_of(dataset_name: str) -> Path | None:
     return folder if folder and folder.is_dir() else None
 
 
+class BadImage(ValueError):
+    """What is wrong with an image, whole sentences that name its file."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What a worker process knows; called with a case and its files, it returns the case and why it failed, or None."""
@@ -143,15 +148,21 @@ class Work:
                 self._preprocess(case, files)
         except DiskTrouble:
             raise  # no fault of the case
+        except BadImage as error:
+            return case, str(error)
         except Exception as error:
             reader = self.plans_manager.image_reader_writer_class()
             problems = open_problems({case: files}, reader, self.dataset_json, volumes=has_volumes(self.plans_manager))
             return case, "\n".join(problems) or f"{files[0]}: {type(error).__name__}: {error}"
         return case, None
 
+    def _label_problems(self, files: list[str]) -> list[str]:
+        image, _ = self.plans_manager.image_reader_writer_class().read_images(files)
+        return label_problems(files, image, self.dataset_json, self.plans_manager.plans)
+
     def _preprocess(self, case: str, files: list[str]) -> None:
-        if problems := file_problems(files):
-            raise ValueError("\n".join(problems))
+        if problems := file_problems(files) or self._label_problems(files):
+            raise BadImage("\n".join(problems))
         preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
         out = str(self.partial / case)
         preprocessor.run_case_save(out, files, None, self.plans_manager, self.configuration_manager, self.dataset_json)

@@ -214,6 +214,7 @@ def test_check_reports_a_missing_channel_once(tmp_path, monkeypatch, capsys):
 def test_check_warns_of_a_label_under_the_name_of_an_image(ready, capsys):
     import SimpleITK as sitk
 
+    # of another data set: this one has 0 and 1
     label = np.random.default_rng(0).integers(0, 3, (10, 14, 12)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(label), str(ready.raw / "imagesUn" / "oops_0000.nii.gz"))
     assert check.main(["-d", "901"]) == 0

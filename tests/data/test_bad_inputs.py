@@ -102,6 +102,7 @@ CONTENTS = {
     "all zero": (packed(VALUES * 0), "all its values are 0", "replace or remove"),
     "constant": (packed(VALUES * 0 + 7), "all its values are", "replace or remove"),
     "too large": (packed(VALUES * 1e37), "too large to normalise", "rescale"),
+    "a label of this data set": (packed((VALUES > 5).astype(np.uint8)), "nothing but 0, 1", "remove it"),
     "infinite in float32": (packed(VALUES.astype(np.float64) * 1e300), "not finite", "replace them"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnunet_semisam.data.label_like import label_like_files
+from nnunet_semisam.data.label_like import label_like_files, label_problems
 
 SHAPE = (1, 20, 30, 40)  # more voxels than the sample
 
@@ -32,3 +32,33 @@ def test_the_channel_is_named_and_a_colour_image_is_one_file():
     assert label_like_files(["a", "b"], np.concatenate([scan, image([0, 1])])) == ["b"]
     assert label_like_files(["rgb"], np.concatenate([image([0, 1])] * 3)) == ["rgb"]
     assert label_like_files(["rgb"], np.concatenate([scan, image([0, 1]), image([0])])) == []
+
+
+DATASET = {"labels": {"background": 0, "whole": [1, 3], "core": 3, "ignore": 4}}
+
+
+def plans(*seen):
+    names = ("min", "median", "max")
+    return {"foreground_intensity_properties_per_channel": {"0": dict(zip(names, seen, strict=True)) | {"mean": 0.3}}}
+
+
+def test_the_labels_of_the_data_set_are_refused_and_other_images_are_not():
+    scan = plans(0.0, 5.0, 9.0)
+    for values in ([0, 1], [0, 3, 4], [1, 3]):
+        (problem,) = label_problems(["dir/x_0000.nii.gz"], image(values), DATASET, scan)
+        assert problem.startswith("dir/x_0000.nii.gz: holds nothing but ") and "remove it" in problem
+    for values in ([0, 2], [0, 1.5], [0, 1, 5], [0, np.nan], [1]):  # what is constant has a sentence of its own
+        assert label_problems(["x"], image(values), DATASET, scan) == [], values
+
+
+def test_one_other_voxel_or_channel_makes_it_an_image():
+    almost = image([0, 1])
+    almost[0, 0, 0, 1] = 2
+    scan = plans(0.0, 5.0, 9.0)
+    assert label_problems(["x"], almost, DATASET, scan) == []
+    assert label_problems(["x"], np.concatenate([image([0, 1]), image([7, 8])]), DATASET, scan) == []
+    assert label_problems(["x"], np.concatenate([image([0, 1]), image([0, 3])]), DATASET, scan) != []
+
+
+def test_images_of_a_data_set_whose_labeled_images_are_masks_are_kept():
+    assert label_problems(["x"], image([0, 1]), DATASET, plans(0.0, 1.0, 1.0)) == []
