@@ -40,9 +40,9 @@ class Report:
         """Adds problems; what is already known (another configuration has it, too) is not repeated."""
         self.problems += [problem for problem in found if problem not in self.problems]
 
-    def warning(self, found: str) -> None:
-        """Adds a warning that is not known yet."""
-        self.warnings += [found] if found not in self.warnings else []
+    def warning(self, *found: str) -> None:
+        """Adds warnings that are not known yet."""
+        self.warnings += [warning for warning in found if warning not in self.warnings]
 
     def __str__(self) -> str:
         lines = [*self.facts, f"{len(self.problems)} problem(s):" if self.problems else "no problem found."]
@@ -132,7 +132,13 @@ def _check_splits(
     """The hidden cases of the checked folds."""
     from nnunet_semisam.data.preprocess import raw_folder_of
     from nnunet_semisam.data.raw_pool import FOLDER
-    from nnunet_semisam.data.splits import collision_problems, no_case_message, num_folds, read_split
+    from nnunet_semisam.data.splits import (
+        collision_problems,
+        no_case_message,
+        num_folds,
+        read_split,
+        training_cases_in_val,
+    )
 
     splits_file = planned.folder / "splits_final.json"
     place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
@@ -144,6 +150,7 @@ def _check_splits(
         split = report.attempt(read_split, splits_file, number, known=known, allow_unlabeled_val=allow_unlabeled_val)
         if split:
             splits[number] = split
+            report.warning(*training_cases_in_val(split, splits_file, number))
             unlabeled = f"{len(split.unlabeled)} hidden + {len(images)} from {FOLDER} unlabeled"
             report.facts.append(
                 f"{name}, fold {number}: labeled and validation cases chosen by nnU-Net, {unlabeled} case(s)"

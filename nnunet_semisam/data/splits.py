@@ -92,6 +92,12 @@ def split_problems(
     return problems
 
 
+def training_cases_in_val(split: Split, splits_file: str | Path, fold: int | str) -> list[str]:
+    """A sentence if the validation of a fold measures cases that it trains on; nnU-Net allows it."""
+    both = sorted(set(split.labeled) & set(split.val))
+    return [f'fold {fold} of {splits_file}: {names(both)} in "train" and in "val"; its Dice flatters.'] if both else []
+
+
 def collision_problems(raw_cases: Iterable[str], known: Collection[str], images_folder: str | Path) -> list[str]:
     """Names that an image of `imagesUn` shares with a labeled case; empty if there are none."""
     shared = sorted(set(raw_cases) & set(known))

@@ -101,6 +101,13 @@ def test_check_lists_all_problems_and_returns_1(ready, capsys):
     assert "7 problem(s)" in told
 
 
+def test_check_warns_of_validation_on_training_cases(ready, capsys):
+    ready.splits({"train": ["a"], "unlabeled": ["b"], "val": ["a", "c"]})
+    assert check.main(["-d", "901"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("WARNING") == 1 and '\'a\' is in "train" and in "val"' in told
+
+
 def test_check_respects_allow_unlabeled_val(ready, capsys):
     ready.splits({"train": ["a"], "unlabeled": ["c"], "val": ["c"]})
     assert check.main(["-d", "901"]) == 1

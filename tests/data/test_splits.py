@@ -6,7 +6,14 @@ import json
 
 import pytest
 
-from nnunet_semisam.data.splits import Split, collision_problems, no_case_message, num_folds, read_split
+from nnunet_semisam.data.splits import (
+    Split,
+    collision_problems,
+    no_case_message,
+    num_folds,
+    read_split,
+    training_cases_in_val,
+)
 
 KNOWN = ("a", "b", "c", "d")
 FOLD = {"train": ["a"], "unlabeled": ["b", "c"], "val": ["d"]}
@@ -70,6 +77,12 @@ def test_all_problems_come_at_once(splits_file):
     with pytest.raises(ValueError) as error:
         read_split(file, 0, known=KNOWN)
     assert len(str(error.value).split("\n")) == 3
+
+
+def test_cases_that_are_both_trained_on_and_validated_are_told():
+    (told,) = training_cases_in_val(Split(("a", "b"), (), ("b", "d")), "splits_final.json", 3)
+    assert told.startswith('fold 3 of splits_final.json: \'b\' is in "train" and in "val"')
+    assert training_cases_in_val(Split(("a",), ("c",), ("d",)), "splits_final.json", 3) == []
 
 
 def test_a_validation_case_may_be_unlabeled_when_allowed(splits_file):
