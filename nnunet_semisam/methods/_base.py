@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnunet_semisam.ops.losses import soft_mse
+from nnunet_semisam.ops.losses import LOSSES
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.perturb import Perturbation
 from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
@@ -32,6 +32,8 @@ class SemiMethod(abc.ABC):
         view: what the student sees: "device" = the weak view perturbed on the device, "nnunet" = nnU-Net's full
             augmentation of the same patch.
         perturbation: fields of `Perturbation`, for the view "device".
+        loss: "mse" or "dice" (see `nnunet_semisam.ops.losses`), or a dictionary from names of terms to these; terms
+            that are not in it have "mse".
     """
 
     term_names: ClassVar[tuple[str, ...]] = ("consistency",)
@@ -39,11 +41,13 @@ class SemiMethod(abc.ABC):
     outputs: OutputSpace
     view: str = "device"
     perturbation: dict = field(default_factory=dict)
+    loss: str | dict[str, str] = "mse"
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
             raise ValueError(f"semisam: method_args.view is {self.view!r}; known are {', '.join(VIEWS)}")
         self._perturb = build_perturbation(self.perturbation)
+        self._check_losses()
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -61,7 +65,20 @@ class SemiMethod(abc.ABC):
     ) -> dict[str, Float[Tensor, ""]]:
         """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all."""
         prob = self.outputs.prob(full_resolution(student(self.student_view(unlabeled))))
-        return {name: soft_mse(prob, p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
+        return {name: self._loss(name)(prob, p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
+
+    def _loss(self, term: str) -> Callable[..., Tensor]:
+        return LOSSES[self.loss if isinstance(self.loss, str) else self.loss.get(term, "mse")]
+
+    def _check_losses(self) -> None:
+        terms = (*self.term_names, "sam")
+        chosen = self.loss if isinstance(self.loss, dict) else {"": self.loss}
+        for term, loss in chosen.items():
+            if isinstance(self.loss, dict) and term not in terms:
+                raise ValueError(f"semisam: method_args.loss has no term named {term!r}; known are {', '.join(terms)}")
+            if loss not in list(LOSSES):  # it may be of any type
+                where = f"method_args.loss.{term}".rstrip(".")
+                raise ValueError(f"semisam: {where} is {loss!r}; known are {', '.join(LOSSES)}")
 
 
 def build_perturbation(args: Any) -> Perturbation:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nnunet_semisam.methods import build_method, list_methods
+from nnunet_semisam.ops.losses import LOSSES, soft_dice, soft_mse
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.types import UnlabeledBatch
@@ -37,10 +38,13 @@ def setting(request):
     return student, EmaTeacher(other, outputs, decay=0.9), unlabeled, outputs
 
 
-@pytest.fixture(params=[(name, view) for name in list_methods() for view in ("device", "nnunet")], ids=str)
+CHOICES = [(name, view, loss) for name in list_methods() for view in ("device", "nnunet") for loss in LOSSES]
+
+
+@pytest.fixture(params=CHOICES, ids=str)
 def method(request, setting):
-    name, view = request.param
-    return build_method(name, {"view": view, **ARGS.get(name, {})}, setting[3])
+    name, view, loss = request.param
+    return build_method(name, {"view": view, "loss": loss, **ARGS.get(name, {})}, setting[3])
 
 
 def test_each_term_moves_the_student_and_only_the_student(method, setting):
@@ -108,6 +112,22 @@ def test_the_scale_of_a_pseudo_label_scales_its_term(method, setting):
         scaled = {name: replace(label, scale=scale) for name, label in pseudo.items()}
         found.append(sum(method.terms(student, unlabeled, scaled).values()).item())
     assert found[1] == pytest.approx(4 * found[0]) and found[0] > 0
+
+
+@pytest.mark.parametrize(("loss", "own"), [("dice", soft_dice), ({"sam": "dice"}, soft_mse), ({}, soft_mse)], ids=str)
+def test_every_term_has_the_loss_that_is_chosen_for_it(setting, loss, own):
+    student, teacher, unlabeled, outputs = setting
+    method = build_method("mean_teacher", {"view": "nnunet", "loss": loss}, outputs)
+    pseudo = method.pseudo_labels(teacher, unlabeled)
+    pseudo["sam"] = pseudo["consistency"]
+    found = method.terms(student, unlabeled, pseudo)
+    prob, label = outputs.prob(student(unlabeled.strong)[0]), pseudo["sam"]
+    expected = {name: f(prob, label.prob, label.confidence) for name, f in (("sam", soft_dice), ("consistency", own))}
+    if loss == {}:
+        expected["sam"] = expected["consistency"]
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}
+    )
 
 
 def test_in_a_cascade_only_the_image_is_perturbed(setting):

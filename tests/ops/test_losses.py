@@ -1,39 +1,54 @@
 import pytest
 import torch
 
-from nnunet_semisam.ops.losses import soft_mse
+from nnunet_semisam.ops.losses import LOSSES, soft_dice, soft_mse
+
+
+@pytest.fixture(params=LOSSES.values(), ids=LOSSES)
+def loss(request):
+    return request.param
 
 
 def some_prob(seed, shape=(2, 3, 4, 5, 6)):
     return torch.softmax(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), 1)
 
 
-def test_mse_of_equal_probabilities_is_zero():
-    prob = some_prob(0)
-    assert soft_mse(prob, prob, torch.ones(2, 1, 4, 5, 6)) == 0
+def ones(prob):
+    return torch.ones_like(prob[:, :1])
 
 
-def test_zero_confidence_gives_zero_and_no_nan():
+def test_equal_probabilities_cost_nothing_and_are_the_minimum(loss):
+    target = some_prob(0)
+    prob = target.clone().requires_grad_()
+    value = loss(prob, target, ones(prob))
+    value.backward()
+    assert value == 0
+    assert prob.grad.abs().max() == 0
+    assert loss(some_prob(1), target, ones(prob)) > 0
+
+
+def test_zero_confidence_gives_zero_and_no_nan(loss):
     prob = some_prob(0).requires_grad_()
-    value = soft_mse(prob, some_prob(1), torch.zeros(2, 1, 4, 5, 6))
+    value = loss(prob, some_prob(1), torch.zeros(2, 1, 4, 5, 6))
     value.backward()
     assert value == 0
     assert prob.grad.abs().sum() == 0
 
 
-def test_confidence_weighs_each_voxel():
+def test_confidence_weighs_each_voxel(loss):
     prob, target = some_prob(0), some_prob(1)
     left = torch.zeros(2, 1, 4, 5, 6)
     left[..., :3] = 1
-    both = soft_mse(prob, target, torch.ones_like(left))
-    assert soft_mse(prob, target, left) + soft_mse(prob, target, 1 - left) == pytest.approx(both.item())
-    assert soft_mse(prob, target, left) != pytest.approx(both.item() / 2)
+    both = loss(prob, target, ones(prob))
+    assert loss(prob, target, left) + loss(prob, target, 1 - left) == pytest.approx(both.item())
+    assert loss(prob, target, left) != pytest.approx(both.item() / 2)
+    assert loss(prob, target, 0.3 * ones(prob)) == pytest.approx(0.3 * both.item())
 
 
-def test_half_precision_stays_finite():
+def test_half_precision_stays_finite(loss):
     prob = torch.zeros(1, 2, 4, 4, dtype=torch.float16)
     prob[:, 0] = 1
-    assert torch.isfinite(soft_mse(prob, 1 - prob.float(), torch.ones(1, 1, 4, 4)))
+    assert torch.isfinite(loss(prob, 1 - prob.float(), torch.ones(1, 1, 4, 4)))
 
 
 def test_mse_equals_its_formula():
@@ -41,3 +56,34 @@ def test_mse_equals_its_formula():
     target = torch.tensor([[[[0.5]], [[0.5]]]])
     confidence = torch.tensor([[[[0.5]]]])
     assert soft_mse(prob, target, confidence) == pytest.approx((0.16 + 0.16) / 2 * 0.5)
+
+
+def test_dice_equals_its_formula():
+    prob, target = some_prob(0), some_prob(1)
+    expected = [
+        ((p - t) ** 2).sum() / ((p**2 + t**2).sum() + 1) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True)
+    ]
+    assert soft_dice(prob, target, ones(prob)) == pytest.approx(torch.stack(expected).mean().item())
+
+
+def test_dice_is_relative_to_the_object_and_mse_to_the_patch():
+    """The same object in a patch of eight times the size."""
+    values = []
+    for side in (8, 16):
+        target = torch.zeros(1, 1, side, side, side)
+        target[..., :4, :4, :4] = 1
+        values.append([f(0.5 * target, target, ones(target)).item() for f in (soft_mse, soft_dice)])
+    assert values[0][0] == pytest.approx(8 * values[1][0])
+    assert values[0][1] == pytest.approx(values[1][1])
+
+
+def test_dice_does_not_unlearn_what_the_target_lacks():
+    """The pull on a head that the teacher has not found, beside the pull towards one that it has."""
+    pulls = []
+    for found in (0.0, 1.0):
+        prob = torch.full((1, 1, 12, 12, 12), 0.4, requires_grad=True)
+        target = torch.zeros_like(prob.detach())
+        target[..., :4, :4, :4] = found
+        soft_dice(prob, target, ones(target)).backward()
+        pulls.append(prob.grad[..., :4, :4, :4].abs().sum().item())
+    assert pulls[0] < 0.01 * pulls[1]
