@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import random
 from typing import Any, cast
 
@@ -13,6 +14,46 @@ import torch
 from nnunet_semisam.data.disk import writing
 
 KEY = "semisam"
+
+
+def read_checkpoint(filename: str) -> dict[str, Any]:
+    """A checkpoint of this package or of nnU-Net, on the CPU. A file that would run code is refused, not run.
+
+    Beside what `weights_only=True` takes, NumPy's numbers are let through, which nnU-Net's log holds.
+
+    Raises:
+        ValueError: the file holds other Python objects.
+    """
+    try:
+        with _numbers_of_numpy():
+            return torch.load(filename, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "global" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"semisam: {filename} is refused: it holds Python objects beside tensors and numbers, and reading them "
+            "would run code from the file. Neither nnU-Net nor this package writes such files: use the checkpoint that "
+            "training has written, or train anew"
+        ) from error
+
+
+def _numbers_of_numpy() -> contextlib.AbstractContextManager:
+    scalar: Any = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)]
+    try:
+        return torch.serialization.safe_globals([*names, np.dtype, *kinds])
+    except AttributeError:  # torch before 2.5 reads our own checkpoints, which are `plain`
+        return contextlib.nullcontext()
+
+
+def plain(value: Any) -> Any:
+    """The same with Python's numbers in the place of NumPy's, down through dictionaries, lists and tuples."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return {key: plain(entry) for key, entry in value.items()} if type(value) is dict else value
 
 
 def write_atomically(checkpoint: dict[str, Any], filename: str) -> None:
@@ -50,7 +91,7 @@ def stock_trainer_name(trainer: type) -> str:
 
 def write_teacher_checkpoint(folder: str) -> None:
     """`checkpoint_final_teacher.pth` in `folder`: the final checkpoint with the teacher's weights."""
-    checkpoint = torch.load(os.path.join(folder, "checkpoint_final.pth"), map_location="cpu", weights_only=False)
+    checkpoint = read_checkpoint(os.path.join(folder, "checkpoint_final.pth"))
     checkpoint["network_weights"] = checkpoint[KEY].pop("teacher")
     write_atomically(checkpoint, os.path.join(folder, "checkpoint_final_teacher.pth"))
 

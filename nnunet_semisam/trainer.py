@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_semisam import cascade, resume, stream
 from nnunet_semisam.checkpoint import (
     KEY,
+    plain,
+    read_checkpoint,
     restore_random_state,
     seed_everything,
     stock_trainer_name,
@@ -275,14 +277,14 @@ class SemiSAM(Base):
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
         checkpoint["trainer_name"] = stock_trainer_name(type(self))
         checkpoint[KEY] = resume.state_of(self)
-        write_atomically(checkpoint, filename)
+        write_atomically(plain(checkpoint), filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=False)
+            checkpoint = read_checkpoint(checkpoint)
         self._changed = resume.compare(self, checkpoint)
-        super().load_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)  # nnU-Net reads the file again
         self._resumed = resume.take_up(self, checkpoint)
 
 

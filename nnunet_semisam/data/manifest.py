@@ -144,7 +144,12 @@ def _cases_in(file: Path) -> dict[str, dict[str, Any]]:
         return {}
     if not isinstance(cases, Mapping):
         return {}
-    return {case: record for case, record in cases.items() if isinstance(record, dict)}
+    return {case: record for case, record in cases.items() if isinstance(record, dict) and _is_name(case)}
+
+
+def _is_name(case: str) -> bool:
+    """Not a path, which would lead out of the folder."""
+    return case not in ("", ".", "..") and not set(case) & {"/", "\\", "\0"}
 
 
 def _fingerprint(files: list[str]) -> dict[str, list[int]]:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 def read_curves(checkpoint: Path) -> dict[str, list[float]]:
     """One value per epoch and name: "loss/supervised", and the terms and weights of a SemiSAM run."""
-    import torch
+    from nnunet_semisam.checkpoint import KEY, read_checkpoint
 
-    from nnunet_semisam.checkpoint import KEY
-
-    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content = read_checkpoint(str(checkpoint))
     losses = [float(value) for value in content["logging"]["train_losses"]]
     return {"loss/supervised": losses, **content[KEY]["curves"]}
