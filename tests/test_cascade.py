@@ -210,14 +210,34 @@ def test_labels_hidden_here_but_seen_by_another_folds_stage_are_told(lowres, tmp
         assert sum("come from fold [1]" in line for line in lines) == told
 
 
-def test_the_command_predicts_for_the_folds_asked_for(lowres, predicted, tmp_path, capsys):
-    from nnunet_semisam.cli.preprocess import main
-
-    folder = tmp_path / CASES
+def write_plans(folder):
     (folder / "nnUNetPlans.json").write_text(json.dumps(cascade_plans()))
     labels = {"background": 0, "ball": 1, "shell": 2}
     content = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 6, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def test_check_tells_that_the_previous_stage_is_not_trained(toy, tmp_path):  # noqa: F811
+    from nnunet_semisam.cli.check import check_setup
+
+    def told(name, fold):
+        report = check_setup(NAME, configurations=[name], fold=fold)
+        return [[text for text in texts if "no /" in text] for texts in (report.problems, report.warnings)]
+
+    write_lowres(tmp_path / "nnUNet_preprocessed")
+    write_plans(tmp_path / CASES)
+    ((problem,), warnings) = told(CASCADE, 0)
+    assert f"nnUNetv2_train {NAME} low 0 -tr nnUNetTrainerSemiSAM" in problem and warnings == []
+    assert told(CASCADE, None) == [[], [problem]]
+    assert told(LOWRES, 0) == [[], []]
+    train_lowres()
+    assert told(CASCADE, 0) == [[], []]
+
+
+def test_the_command_predicts_for_the_folds_asked_for(lowres, predicted, tmp_path, capsys):
+    from nnunet_semisam.cli.preprocess import main
+
+    write_plans(tmp_path / CASES)
     raw = tmp_path / "nnUNet_raw" / NAME / "imagesUn"
     raw.mkdir(parents=True)
     import SimpleITK as sitk

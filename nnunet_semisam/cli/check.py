@@ -85,6 +85,7 @@ def check_setup(
                 allow = config is not None and config.allow_unlabeled_val
                 hidden = _check_splits(planned, known, images, report, fold=fold, name=name, allow_unlabeled_val=allow)
                 _check_hidden(planned, manager, hidden, report)
+                _check_previous_stage(planned, name, manager, report, fold=fold)
     return report
 
 
@@ -190,6 +191,28 @@ def _check_hidden(planned: PlannedDataset, manager: ConfigurationManager, hidden
 
     if label_shapes_image(manager):
         report.attempt(find_hidden, hidden, planned.name, planned.plans_manager, manager, planned.dataset_json)
+
+
+def _check_previous_stage(
+    planned: PlannedDataset, name: str, manager: ConfigurationManager, report: Report, *, fold: int | str | None
+) -> None:
+    """Whether the stage before a cascade is trained: a problem for a fold that is asked for, else a warning."""
+    from nnunetv2.paths import nnUNet_results
+
+    if manager.previous_stage_name is None or not nnUNet_results.is_set():
+        return
+    from nnunet_semisam.cascade import find_stage
+    from nnunet_semisam.data.previous_stage import require_trained
+    from nnunet_semisam.data.splits import num_folds
+    from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+    where = nnUNetTrainerSemiSAM, planned.plans_manager, planned.dataset_json, name
+    folds = range(report.attempt(num_folds, planned.folder / "splits_final.json") or 0)
+    for number in folds if fold is None else [fold]:
+        try:
+            require_trained(find_stage(*where, number))
+        except ValueError as error:
+            (report.warning if fold is None else report.problem)(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
