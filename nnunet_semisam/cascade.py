@@ -76,11 +76,14 @@ def folds_that_saw(splits_file: Path, hidden: Sequence[str], labeled: Sequence[s
 
 
 def previous_stage_files(trainer: nnUNetTrainer, cases: dict[str, Path]) -> dict[str, Path] | None:
-    """Prediction of every unlabeled case, made by `prepare_previous_stage`; None where there is no previous stage."""
+    """Prediction of every unlabeled case, made by `prepare_previous_stage`; None where there is no previous stage.
+
+    That of a labeled case is nnU-Net's own.
+    """
     if not trainer.is_cascaded:
         return None
-    folder = stage_of(trainer).folder
-    return {case: folder / f"{case}.b2nd" for case in cases}
+    stage, labeled = stage_of(trainer), trainer.do_split()[0]
+    return {case: (stage.labeled_folder if case in labeled else stage.folder) / f"{case}.b2nd" for case in cases}
 
 
 def predict_unlabeled(

@@ -119,6 +119,7 @@ class SemiSAMConfig:
         }
     )
     sam: SamConfig | None = field(default_factory=SamConfig)  # None = no generalist
+    labeled_as_unlabeled: bool = False  # labeled images join the unlabeled pool: what the ignore label left out counts
     allow_unlabeled_val: bool = False  # may a validation case also serve as unlabeled case (transductive)?
     num_epochs: int | None = None
     num_iterations_per_epoch: int | None = None
@@ -134,7 +135,7 @@ class SemiSAMConfig:
         for name in ("method_args", "terms"):
             _instance(name, getattr(self, name), Mapping, "a dictionary")
         _number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
-        for name in ("allow_unlabeled_val", "collapse_guard", "skip_bad", "resume_changed"):
+        for name in ("labeled_as_unlabeled", "allow_unlabeled_val", "collapse_guard", "skip_bad", "resume_changed"):
             _instance(name, getattr(self, name), bool, "true or false")
         for name in ("unlabeled_batch_size", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
             _integer(name, getattr(self, name), 1, or_null=True)

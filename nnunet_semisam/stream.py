@@ -43,6 +43,7 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
             trainer.fold,
             allow_unlabeled_val=config.allow_unlabeled_val,
             skipped=skipped,
+            required=not config.labeled_as_unlabeled,
         )
         if skipped:
             trainer.print_to_log_file("\n  - ".join(["WARNING: semisam: skipped (skip_bad):", *skipped]))
@@ -58,6 +59,11 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
     finally:
         dist.barrier()  # in any case: an error of rank 0 must not leave the others waiting
     return pool()
+
+
+def labeled_images(trainer: nnUNetTrainer) -> dict[str, Path]:
+    """The preprocessed images of the fold's labeled cases, for those who want them among the unlabeled ones."""
+    return {case: Path(trainer.preprocessed_dataset_folder) / f"{case}.b2nd" for case in trainer.do_split()[0]}
 
 
 def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, *, batch_size: int | None) -> Any:
@@ -92,7 +98,8 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
 def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
     """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders."""
     trainer.print_to_log_file("semisam configuration:", trainer.semisam.as_dict(), add_timestamp=False)
-    trainer.print_to_log_file(f"semisam: {len(pool)} unlabeled cases\n", add_timestamp=False)
+    more = " and the images of labeled ones" if trainer.semisam.labeled_as_unlabeled else ""
+    trainer.print_to_log_file(f"semisam: {len(pool)} unlabeled cases{more}\n", add_timestamp=False)
     if trainer.local_rank == 0:
         cases = {case: file.parent.name for case, file in pool.items()}
         with writing(trainer.output_folder):

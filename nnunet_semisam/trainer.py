@@ -131,8 +131,9 @@ class SemiSAM(Base):
         stream.write_configuration(self, pool)
         loaders = super().get_dataloaders()
         if asks:
+            extra = stream.labeled_images(self) if self.semisam.labeled_as_unlabeled else {}
             self.dataloader_unlabeled = stream.open_stream(
-                self, pool, self._geometry, batch_size=self.semisam.unlabeled_batch_size
+                self, pool | extra, self._geometry, batch_size=self.semisam.unlabeled_batch_size
             )
         if self.semisam.seed is not None:
             for loader in (*loaders, self.dataloader_unlabeled):

@@ -15,6 +15,7 @@ import nnunet_semisam
 from nnunet_semisam.checkpoint import plain, read_checkpoint, write_atomically
 from nnunet_semisam.data.manifest import Manifest
 from nnunet_semisam.data.splits import read_split
+from nnunet_semisam.sam import build_backend
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
 
 MODULES = sorted(Path(nnunet_semisam.__file__).parent.rglob("*.py"))
@@ -100,5 +101,6 @@ def test_a_training_opens_no_connection(toy, monkeypatch):  # noqa: F811
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse)
     sam = {"min_voxels": 1, "min_agreement": 0.0, "trust": "auto", "tune": 2}
+    monkeypatch.setattr("nnunet_semisam.trainer.build_backend", build_backend)  # the one that ships
     assert trained(section=short(sam=sam)).iteration > 0
     assert asked == []

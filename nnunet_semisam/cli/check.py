@@ -83,7 +83,10 @@ def check_setup(
             known = report.attempt(planned.labeled_cases, manager)
             if known:
                 allow = config is not None and config.allow_unlabeled_val
-                hidden = _check_splits(planned, known, images, report, fold=fold, name=name, allow_unlabeled_val=allow)
+                hidden = _check_splits(
+                    planned, known, images, report, fold=fold, name=name, allow_unlabeled_val=allow,
+                    required=config is None or not config.labeled_as_unlabeled,
+                )  # fmt: skip
                 _check_hidden(planned, manager, hidden, report)
                 _check_previous_stage(planned, name, manager, report, fold=fold)
     return report
@@ -128,7 +131,7 @@ def _check_section(name: str, section: dict, report: Report, *, classes: list[st
 
 def _check_splits(
     planned: PlannedDataset, known: list[str], images: list[str], report: Report, *,
-    fold: int | str | None, name: str, allow_unlabeled_val: bool,
+    fold: int | str | None, name: str, allow_unlabeled_val: bool, required: bool,
 ) -> list[str]:  # fmt: skip
     """The hidden cases of the checked folds."""
     from nnunet_semisam.data.preprocess import raw_folder_of
@@ -160,7 +163,7 @@ def _check_splits(
                 f"{len(split.val)} validation case(s)"
             )
     hidden = sorted({case for split in splits.values() for case in split.unlabeled})
-    if not images and not hidden and (splits or fold is None):
+    if required and not images and not hidden and (splits or fold is None):
         report.problem(no_case_message(place, splits_file, "(any)" if fold is None else fold))
     return hidden
 

@@ -23,6 +23,7 @@ def unlabeled_pool(
     allow_unlabeled_val: bool = False,
     num_processes: int | None = None,
     skipped: list[str] | None = None,
+    required: bool = True,
 ) -> dict[str, Path]:
     """Preprocessed image file (`.b2nd`) of every unlabeled case; `UnlabeledDataset` opens them.
 
@@ -32,9 +33,11 @@ def unlabeled_pool(
 
     Args:
         skipped: as for `preprocess_unlabeled`.
+        required: whether it is an error that there is no unlabeled case.
 
     Raises:
-        ValueError: the splits or `imagesUn` are wrong, or there is no unlabeled case; the cure is in the message.
+        ValueError: the splits or `imagesUn` are wrong, or no unlabeled case is there and one is required; the cure is
+            in the message.
     """
     name = plans_manager.dataset_name
     folder = Path(nnUNet_preprocessed) / name
@@ -52,6 +55,6 @@ def unlabeled_pool(
         skipped += problems
         images = {case: file for case, file in images.items() if case not in known}
     pool = images | preprocess_hidden(split.unlabeled, name, *managers, num_processes=num_processes)
-    if not pool:
+    if not pool and required:
         raise ValueError(no_case_message(raw_folder / FOLDER, splits_file, fold))
     return dict(sorted(pool.items()))
