@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnunet_semisam.ops.losses import LOSSES
+from nnunet_semisam.ops.mix import cutmix
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.perturb import Perturbation
 from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
@@ -34,6 +35,8 @@ class SemiMethod(abc.ABC):
         perturbation: fields of `Perturbation`, for the view "device".
         loss: "mse" or "dice" (see `nnunet_semisam.ops.losses`), or a dictionary from names of terms to these; terms
             that are not in it have "mse".
+        cutmix: probability that the patches of a batch are mixed with each other before the student sees them, and
+            their pseudo-labels alike (see `nnunet_semisam.ops.mix`).
     """
 
     term_names: ClassVar[tuple[str, ...]] = ("consistency",)
@@ -42,12 +45,14 @@ class SemiMethod(abc.ABC):
     view: str = "device"
     perturbation: dict = field(default_factory=dict)
     loss: str | dict[str, str] = "mse"
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
             raise ValueError(f"semisam: method_args.view is {self.view!r}; known are {', '.join(VIEWS)}")
         self._perturb = build_perturbation(self.perturbation)
         self._check_losses()
+        require_number("method_args.cutmix", self.cutmix, 1)
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -64,8 +69,14 @@ class SemiMethod(abc.ABC):
         self, student: Student, unlabeled: UnlabeledBatch, pseudo: dict[str, PseudoLabel]
     ) -> dict[str, Float[Tensor, ""]]:
         """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all."""
-        prob = self.outputs.prob(full_resolution(student(self.student_view(unlabeled))))
-        return {name: self._loss(name)(prob, p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
+        view = self.student_view(unlabeled)
+        targets = {name: (p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
+        if self.cutmix and torch.rand(()).item() < self.cutmix:
+            mix = cutmix(view.shape, view.device)
+            view = mix(view)
+            targets = {name: (mix(prob), mix(weight)) for name, (prob, weight) in targets.items()}
+        prob = self.outputs.prob(full_resolution(student(view)))
+        return {name: self._loss(name)(prob, *target) for name, target in targets.items()}
 
     def _loss(self, term: str) -> Callable[..., Tensor]:
         return LOSSES[self.loss if isinstance(self.loss, str) else self.loss.get(term, "mse")]

@@ -10,7 +10,7 @@ from nnunet_semisam.methods import build_method, list_methods
 from nnunet_semisam.ops.losses import LOSSES, soft_dice, soft_mse
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.teacher import EmaTeacher
-from nnunet_semisam.types import UnlabeledBatch
+from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
 
 HEADS = 3
 ARGS = {"fixmatch": {"threshold": 0.4}}
@@ -44,7 +44,8 @@ CHOICES = [(name, view, loss) for name in list_methods() for view in ("device", 
 @pytest.fixture(params=CHOICES, ids=str)
 def method(request, setting):
     name, view, loss = request.param
-    return build_method(name, {"view": view, "loss": loss, **ARGS.get(name, {})}, setting[3])
+    mix = 1.0 if view == "nnunet" else 0.0
+    return build_method(name, {"view": view, "loss": loss, "cutmix": mix, **ARGS.get(name, {})}, setting[3])
 
 
 def test_each_term_moves_the_student_and_only_the_student(method, setting):
@@ -128,6 +129,32 @@ def test_every_term_has_the_loss_that_is_chosen_for_it(setting, loss, own):
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
         {name: value.item() for name, value in expected.items()}
     )
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_cutmix_mixes_view_pseudo_label_and_confidence_alike(setting, chance):
+    """The student is a pointwise function of the image, and the pseudo-label what it makes of the unmixed image: then
+    the loss is 0 whatever is mixed, if all is mixed alike. Confidence alone is left to tell whether it is."""
+    *_, unlabeled, outputs = setting
+    image = unlabeled.image
+    calls = []
+
+    def student(view):
+        calls.append(view)
+        return torch.cat([view, -view, 0.5 * view], 1)
+
+    method = build_method("mean_teacher", {"view": "nnunet", "cutmix": chance}, outputs)
+    unlabeled = replace(unlabeled, strong=image)
+    label = PseudoLabel.certain(outputs.prob(student(image)))
+    assert method.terms(student, unlabeled, {"consistency": label})["consistency"].item() < 1e-12
+    assert torch.equal(calls[-1], image) == (chance == 0)
+    wrong = replace(label, prob=1 - label.prob, confidence=torch.stack([torch.ones_like(image[0]), 0 * image[0]]))
+    found = method.terms(student, unlabeled, {"consistency": wrong})["consistency"]
+    moved = torch.where(calls[-1] == image, image, image.roll(1, 0))
+    assert torch.equal(calls[-1], moved)
+    prob = outputs.prob(student(calls[-1]))
+    weight = torch.where(calls[-1] == image, wrong.confidence, wrong.confidence.roll(1, 0))
+    assert found.item() == pytest.approx(soft_mse(prob, 1 - prob, weight).item(), rel=1e-4)
 
 
 def test_in_a_cascade_only_the_image_is_perturbed(setting):
