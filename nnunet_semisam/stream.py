@@ -98,6 +98,12 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
 def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
     """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders."""
     trainer.print_to_log_file("semisam configuration:", trainer.semisam.as_dict(), add_timestamp=False)
+    meant, length = trainer.preset.num_epochs, trainer.semisam.num_epochs
+    if meant not in (None, length):
+        trainer.print_to_log_file(
+            f"WARNING: semisam: {type(trainer).__name__} is a training of {meant} epochs, but num_epochs of the "
+            f"semisam section makes it {length}; results are filed under the name of the trainer"
+        )
     more = " and the images of labeled ones" if trainer.semisam.labeled_as_unlabeled else ""
     trainer.print_to_log_file(f"semisam: {len(pool)} unlabeled cases{more}\n", add_timestamp=False)
     if trainer.local_rank == 0:

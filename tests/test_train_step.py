@@ -217,3 +217,17 @@ def test_no_unlabeled_case_is_an_error_before_training(toy, tmp_path):
     file.write_text(json.dumps(split))
     with pytest.raises(ValueError, match="imagesUn"):
         trained()
+
+
+def test_a_length_in_the_section_that_is_not_that_of_the_trainers_name_is_told(toy, monkeypatch):
+    from nnunet_semisam.presets import nnUNetTrainerSemiSAM_1epoch  # type: ignore[attr-defined]
+
+    lines = []
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "print_to_log_file", lambda self, *words, **_: lines.append(str(words)))
+    for epochs, told in ((1, 0), (2, 1)):
+        lines.clear()
+        build(nnUNetTrainerSemiSAM_1epoch, short(num_epochs=epochs)).on_train_start()
+        assert sum("nnUNetTrainerSemiSAM_1epoch is a training of 1 epochs" in line for line in lines) == told
+    lines.clear()
+    build(nnUNetTrainerSemiSAM, short(num_epochs=2)).on_train_start()
+    assert not [line for line in lines if "is a training of" in line]

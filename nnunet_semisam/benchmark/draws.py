@@ -75,7 +75,10 @@ def random_fold(dataset: str, cases: list[str], budget: int, draw: str, val_case
     val, rest = sorted(shuffled[:count]), sorted(shuffled[count:])
     random.Random(f"draw {draw}").shuffle(rest)
     if budget > len(rest):
-        raise ValueError(f"{dataset}: {budget} labels asked for, but only {len(rest)} cases are not for evaluation")
+        raise ValueError(
+            f"{dataset}: {budget} labels asked for, but of its {len(cases)} cases {count} are for evaluation "
+            f"(val_cases; a fifth unless it is set), which leaves {len(rest)}; lower budgets or val_cases"
+        )
     return Fold(dataset, str(budget), draw, tuple(sorted(rest[:budget])), tuple(sorted(rest[budget:])), tuple(val))
 
 

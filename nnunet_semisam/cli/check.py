@@ -64,12 +64,13 @@ def check_setup(
     """
     from nnunet_semisam.cli.check_folds import check_folds
     from nnunet_semisam.cli.check_images import check_images
-    from nnunet_semisam.data.dataset import PlannedDataset
+    from nnunet_semisam.data.dataset import PlannedDataset, switched_on
 
     planned = PlannedDataset.open(dataset, plans_name)
     chosen = planned.configurations(configurations or _usual(planned))
     report = Report([f"data set: {planned.name}, plans: {plans_name}"])
-    images = check_images(planned, report)
+    skips = switched_on(planned, list(chosen), "skip_bad")
+    images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
         config = _check_section(name, manager.configuration.get("semisam", {}), report, classes=_classes(planned))
         folder = planned.folder / manager.data_identifier
@@ -90,10 +91,9 @@ def _usual(planned: PlannedDataset) -> list[str]:
 
 
 def _classes(planned: PlannedDataset) -> list[str]:
-    from nnunet_semisam.data.labeled import head_names
+    from nnunet_semisam.data.labeled import class_names
 
-    labels = planned.plans_manager.get_label_manager(planned.dataset_json)
-    return head_names(labels)[0 if labels.has_regions else 1 :]
+    return class_names(planned.plans_manager.get_label_manager(planned.dataset_json))
 
 
 def _check_section(name: str, section: dict, report: Report, *, classes: list[str]) -> SemiSAMConfig | None:

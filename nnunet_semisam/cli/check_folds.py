@@ -71,7 +71,8 @@ def _check_splits(
         if split:
             splits[number] = split
             report.warning(*training_cases_in_val(split, splits_file, number))
-            unlabeled = f"{len(split.unlabeled)} hidden + {len(images)} from {FOLDER} unlabeled"
+            more = "" if required else " (and the images of the labeled cases)"
+            unlabeled = f"{len(split.unlabeled)} hidden + {len(images)} from {FOLDER}{more} unlabeled"
             report.facts.append(
                 f"{name}, fold {number}: labeled and validation cases chosen by nnU-Net, {unlabeled} case(s)"
                 if number != "all" and not split.labeled and not split.val

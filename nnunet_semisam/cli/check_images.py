@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from nnunet_semisam.data.copies import copied_images
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.image_checks import has_volumes, open_problems
 from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files, label_problems
 from nnunet_semisam.data.preprocess import raw_folder_of
-from nnunet_semisam.data.raw_pool import FOLDER, files_per_case, scan_unlabeled
+from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER, files_per_case, scan_unlabeled
 from nnunet_semisam.data.splits import names
 from nnunet_semisam.data.truncated import not_finite_files
 
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
     from nnunet_semisam.cli.check import Report
 
 
-def check_images(planned: PlannedDataset, report: Report) -> list[str]:
-    """Case names in `imagesUn`; what is wrong with the images goes into the report."""
+def check_images(planned: PlannedDataset, report: Report, *, skips: bool) -> list[str]:
+    """Case names in `imagesUn`; what is wrong with the images goes into the report.
+
+    Args:
+        skips: whether training leaves out what is wrong, so that it is no problem.
+    """
+    known = len(report.problems)
     raw_folder = raw_folder_of(planned.name)
     if raw_folder is None:
         report.facts.append(f"{FOLDER}: not checked, this machine has no raw folder of {planned.name} (nnUNet_raw)")
@@ -31,6 +37,15 @@ def check_images(planned: PlannedDataset, report: Report) -> list[str]:
     report.facts.append(f"{raw_folder / FOLDER}: {len(cases)} case(s)")
     report.problem(*problems)
     _open(planned, report, cases, raw_folder)
+    if skips:
+        report.warning(*(f"left out, since skip_bad is true: {problem}" for problem in report.problems[known:]))
+        del report.problems[known:]
+    for file, twin in copied_images(raw_folder):
+        report.warning(
+            f"{raw_folder / FOLDER}: {file} is a copy of {LABELED_FOLDER}/{twin}. As a validation case it would be "
+            "measured on an image that training has seen; to hide a label, list the case as "
+            '"unlabeled" in splits_final.json instead. Remove the copy.'
+        )
     return list(cases)
 
 

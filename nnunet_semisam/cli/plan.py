@@ -54,6 +54,7 @@ def write_configuration(
     merged = {} if replace else dict(entry.get("semisam", {}))
     _lay_over(merged, section)
     check_section(merged)
+    check_classes(merged, plans, plans_file.with_name("dataset.json"))
     configurations[name] = {**entry, "semisam": merged}
     temporary = plans_file.with_suffix(".tmp")
     temporary.write_text(json.dumps(plans, indent=4))
@@ -73,6 +74,20 @@ def check_section(section: Mapping[str, Any]) -> None:
     config.require_terms((*method.term_names, "sam"))
     if config.sam is not None:
         check_backend_args(config.sam)
+
+
+def check_classes(section: Mapping[str, Any], plans: dict[str, Any], dataset_json: Path) -> None:
+    """Raises ValueError for names in `sam.trust` that are no class of the data set."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_semisam.config import SemiSAMConfig
+    from nnunet_semisam.data.labeled import class_names
+    from nnunet_semisam.trust import configured_trust
+
+    config = SemiSAMConfig().with_section(section).sam
+    if config is not None and isinstance(config.trust, Mapping) and dataset_json.is_file():
+        labels = PlansManager(plans).get_label_manager(json.loads(dataset_json.read_text()))
+        configured_trust(config, class_names(labels))
 
 
 def missing_files(section: Mapping[str, Any]) -> list[str]:
@@ -130,10 +145,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"nnUNetv2_semisam_plan: {error}") from error
     print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
+    if folds := trained_folds(plans_file, name):
+        print(
+            f"WARNING: trained already: {', '.join(folds)}. What is trained from now on goes beside it with this "
+            "section; take another --name to keep them apart",
+            file=sys.stderr,
+        )
     for missing in missing_files(written):
         print(f"WARNING: on this machine training would stop: {missing}", file=sys.stderr)
     print(f"check it: nnUNetv2_semisam_check -d {args.d} -c {name} -p {args.p}")
     print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")
+
+
+def trained_folds(plans_file: Path, name: str) -> list[str]:
+    """Folders of folds that were trained under the configuration, whatever the trainer."""
+    from nnunetv2.paths import nnUNet_results
+
+    if not nnUNet_results.is_set():
+        return []
+    found = (Path(str(nnUNet_results)) / plans_file.parent.name).glob(f"*__{plans_file.stem}__{name}/fold_*")
+    return [f"{folder.parent.name}/{folder.name}" for folder in sorted(found)]
 
 
 def find_plans(dataset: str, plans_name: str) -> Path:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = _parser().parse_args(argv)
-    from nnunet_semisam.data.dataset import preprocess_dataset
+    from nnunet_semisam.data.dataset import PlannedDataset, preprocess_dataset, switched_on
 
-    skipped: list[str] | None = [] if args.skip_bad else None
     try:
+        planned = PlannedDataset.open(args.d, args.p)
+        skips = args.skip_bad or switched_on(planned, args.c, "skip_bad")
+        skipped: list[str] | None = [] if skips else None
         counts = preprocess_dataset(
             args.d, configurations=args.c, plans_name=args.p, num_processes=args.np, skipped=skipped
         )
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for identifier, count in counts.items():
         print(f"{identifier}_unlabeled: {count} unlabeled case(s) ready")
     if skipped:
-        print("\n  - ".join(["skipped (--skip-bad):", *dict.fromkeys(skipped)]))
+        print("\n  - ".join(["skipped (--skip-bad, or the key skip_bad):", *dict.fromkeys(skipped)]))
     for folder, count in predicted.items():
         print(f"{folder}: {count} prediction(s) of the previous stage ready")
     return 0

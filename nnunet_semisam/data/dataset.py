@@ -73,6 +73,12 @@ class PlannedDataset:
         return labeled_cases(self.folder / configuration_manager.data_identifier)
 
 
+def switched_on(planned: PlannedDataset, configurations: list[str] | None, key: str) -> bool:
+    """Whether a key of the `semisam` section is true in all of the configurations."""
+    chosen = planned.configurations(configurations).values()
+    return all(manager.configuration.get("semisam", {}).get(key) is True for manager in chosen)
+
+
 def labeled_cases(folder: Path) -> list[str]:
     """Names of the cases in a folder that nnU-Net has preprocessed; opens no file.
 
@@ -122,7 +128,7 @@ def preprocess_dataset(
         if label_shapes_image(manager):
             cases |= preprocess_hidden(hidden, *where, num_processes=num_processes)
         counts[identifier] = len(cases)
-    if not any(counts.values()):
+    if not any(counts.values()) and not switched_on(planned, configurations, "labeled_as_unlabeled"):
         place = raw_folder_of(planned.name) or f"the raw folder of {planned.name} (nnUNet_raw)"
         raise ValueError(
             f"no image found in {place}/{FOLDER}; put unlabeled images there, named like those of imagesTr."

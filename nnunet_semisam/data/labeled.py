@@ -45,6 +45,11 @@ def head_names(label_manager: LabelManager) -> list[str]:
     return [by_label[label] for label in label_manager.all_labels]
 
 
+def class_names(label_manager: LabelManager) -> list[str]:
+    """The same without the background."""
+    return head_names(label_manager)[0 if label_manager.has_regions else 1 :]
+
+
 def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager) -> LabeledCase:
     """`image` and `label` are arrays, or blosc2 files that are read when they are indexed."""
     label = np.asarray(label[:])[0]

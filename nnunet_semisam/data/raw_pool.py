@@ -33,7 +33,10 @@ def list_unlabeled(
     cases, problems = _scan(raw_folder, dataset_json)
     sentences = [sentence for _, sentence in problems]
     if sentences and skipped is None:
-        raise ValueError("\n".join(sentences))
+        raise ValueError(
+            "\n".join(sentences) + "\nNothing was preprocessed. Correct or remove these, or leave them out with "
+            "--skip-bad or the key skip_bad."
+        )
     if skipped is not None:
         skipped += sentences
     bad = {case for spoiled, _ in problems for case in spoiled}

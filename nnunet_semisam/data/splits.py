@@ -15,7 +15,8 @@ from pathlib import Path
 WHERE_TO_PUT = (
     "There are two places for them, which may be used together: images without labels in the folder {images}, named "
     'like those of imagesTr; and a list "unlabeled" of case names beside "train" and "val" of the fold in {splits}, '
-    "for cases of imagesTr whose labels training shall not see."
+    "for cases of imagesTr whose labels training shall not see. With labeled_as_unlabeled = true in the semisam "
+    "section the images of the labeled cases serve, too."
 )
 
 

@@ -41,7 +41,7 @@ def test_the_same_name_draws_the_same_cases_for_ever():
 
 
 def test_more_labels_than_cases_is_an_error():
-    with pytest.raises(ValueError, match="7 labels asked for, but only 6"):
+    with pytest.raises(ValueError, match="7 labels asked for, but of its 8 cases 2 are for evaluation .* leaves 6"):
         random_fold("D", CASES, 7, "0", 2)
 
 

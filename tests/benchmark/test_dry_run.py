@@ -26,6 +26,7 @@ def test_it_lists_states_and_writes_nothing(tmp_path):
     used, steps = steps_of(tmp_path)
     text = list_runs(steps, used, 2)
     assert text.count("to do  ") == 4 and "4 of 4 runs to do, 2 at a time: unknown time" in text
+    assert f"Length: {used.epochs} epochs of {used.iterations} iterations" in text and "--measure" in text
     assert not (tmp_path / "work").exists()
 
 
@@ -42,7 +43,7 @@ def test_finished_runs_tell_how_long_others_of_their_kind_take(tmp_path):
     assert lines[0].startswith("done ") and first.title in lines[0]
     assert lines[1].startswith("begun, 1 epochs") and "time unknown" in lines[1]
     assert next(line for line in lines[1:] if "supervised" in line).endswith("(about 0:02:00)")
-    assert "3 of 4 runs to do, 1 at a time: about 0:06:00 (some kinds of runs unknown)" in lines[-2]
+    assert "3 of 4 runs to do, 1 at a time: about 0:06:00 (some kinds of runs unknown)" in "\n".join(lines)
 
 
 def test_timed_iterations_make_guesses_and_equal_time_takes_as_long_as_its_model(tmp_path):

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from toy_dataset import NAME, toy  # noqa: F401 (a fixture)
 
 from nnunet_semisam.cli.plan import main, set_key, write_configuration
 from nnunet_semisam.config import SemiSAMConfig
@@ -137,3 +138,22 @@ def test_a_class_in_trust_can_be_taken_out_again(plans_file):
         set_key(section, text)
         written.append(write_configuration(plans_file, base="3d_fullres", name="x", section=section)["sam"]["trust"])
     assert written == [{"hart": 0}, {"heart": 0}]
+
+
+def test_trust_in_a_class_that_is_none_is_refused(toy):  # noqa: F811
+    with pytest.raises(SystemExit, match="unknown class 'liver' in sam.trust; known are thing"):
+        main(["-d", "901", "--set", 'sam.trust={"liver": 1}'])
+    assert "3d_fullres_semisam" not in configurations(toy.preprocessed / "nnUNetPlans.json")
+    main(["-d", "901", "--set", 'sam.trust={"thing": 0.5}'])
+    assert configurations(toy.preprocessed / "nnUNetPlans.json")["3d_fullres_semisam"]["semisam"]["sam"]["trust"]
+
+
+def test_editing_what_was_trained_already_is_warned_of(toy, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    main(["-d", "901"])
+    assert "trained already" not in capsys.readouterr().err
+    for name in ("3d_fullres_semisam", "3d_fullres"):
+        (tmp_path / "results" / NAME / f"nnUNetTrainerSemiSAM__nnUNetPlans__{name}" / "fold_0").mkdir(parents=True)
+    main(["-d", "901", "--set", "num_epochs=3"])
+    told = capsys.readouterr().err
+    assert "WARNING: trained already: nnUNetTrainerSemiSAM__nnUNetPlans__3d_fullres_semisam/fold_0. " in told

@@ -218,6 +218,41 @@ def test_check_reports_a_missing_channel_once(tmp_path, monkeypatch, capsys):
     assert "1 problem(s):" in told and "case 'x' has the channel(s) 0000" in told
 
 
+def test_check_warns_of_a_copy_of_a_labeled_image(ready, capsys):
+    ready.image("c", "imagesTr", seed=5)
+    ready.image("scan_x", seed=5)
+    ready.image("other", seed=6)
+    assert check.main(["-d", "901"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("WARNING") == 1 and "scan_x_0000.nii.gz is a copy of imagesTr/c_0000.nii.gz" in told
+
+
+def test_skip_bad_in_the_section_counts_for_the_commands_too(ready, capsys):
+    ready.image("bad").write_bytes(b"")
+    (ready.raw / "imagesUn" / "label.nii.gz").touch()
+    only = ["-d", "901", "-c", "3d_fullres"]
+    assert check.main(only) == 1 and preprocess.main([*only, "-np", "1"]) == 1
+    capsys.readouterr()
+    ready.edit_plans("3d_fullres", semisam={"skip_bad": True})
+    assert check.main(only) == 0
+    told = capsys.readouterr().out
+    assert "no problem found" in told and told.count("WARNING: left out, since skip_bad is true: ") == 2
+    assert check.main(["-d", "901", "-c", "3d_fullres", "2d"]) == 1  # the other configuration would stop
+    assert preprocess.main([*only, "-np", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "skipped" in told and "bad_0000.nii.gz" in told and "label.nii.gz" in told
+
+
+def test_without_images_preprocessing_has_nothing_to_do_where_labeled_ones_serve(ready, capsys):
+    (ready.raw / "imagesUn" / "x_0000.nii.gz").unlink()
+    only = ["-d", "901", "-c", "3d_fullres"]
+    assert preprocess.main(only) == 1 and "put unlabeled images there" in capsys.readouterr().err
+    ready.edit_plans("3d_fullres", semisam={"labeled_as_unlabeled": True})
+    assert preprocess.main(only) == 0 and "0 unlabeled case(s) ready" in capsys.readouterr().out
+    assert check.main([*only, "-f", "1"]) == 0
+    assert "0 hidden + 0 from imagesUn (and the images of the labeled cases) unlabeled" in capsys.readouterr().out
+
+
 def test_check_warns_of_a_label_under_the_name_of_an_image(ready, capsys):
     import SimpleITK as sitk
 

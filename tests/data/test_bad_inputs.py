@@ -314,7 +314,7 @@ def test_the_command_skips_only_when_asked_to_and_lists_at_the_end(planned, caps
     capsys.readouterr()
     assert main([*arguments, "--skip-bad"]) == 0
     told = capsys.readouterr().out.strip().splitlines()
-    place = told.index("skipped (--skip-bad):")
+    place = told.index("skipped (--skip-bad, or the key skip_bad):")
     assert place > told.index("nnUNetPlans_2d_unlabeled: 1 unlabeled case(s) ready")
     assert len(told) == place + 3 and "label.nii.gz" in told[-2] and f"bad_0000{ENDING}" in told[-1]
 
