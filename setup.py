@@ -53,7 +53,7 @@ setup(
     cmdclass={"build_py": BuildWithStartUpLine},
     install_requires=[
         "nnunetv2>=2.8.0,<2.9",  # 2.8.0 is the first that reads nnUNet_extTrainer
-        "torch>=2.1.2",
+        "torch>=2.5",  # reads checkpoints without running what is in them
         "torchvision",  # segment-anything needs it and does not say so
         "segment-anything==1.0",
         "batchgenerators>=0.25.1",

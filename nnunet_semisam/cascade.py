@@ -105,7 +105,7 @@ def predict_unlabeled(
     images, targets = (
         unlabeled_pool(
             stage.plans_manager, manager, stage.dataset_json, stage.fold,
-            allow_unlabeled_val=allow_val, num_processes=num_processes,
+            allow_unlabeled_val=allow_val, num_processes=num_processes, required=False,
         )
         for manager in (stage.manager, stage.cascade_manager)
     )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import random
 from typing import Any, cast
 
@@ -19,32 +18,35 @@ KEY = "semisam"
 def read_checkpoint(filename: str) -> dict[str, Any]:
     """A checkpoint of this package or of nnU-Net, on the CPU. A file that would run code is refused, not run.
 
-    Beside what `weights_only=True` takes, NumPy's numbers are let through, which nnU-Net's log holds.
+    Beside what `weights_only=True` takes, NumPy's numbers and arrays are let through, which nnU-Net's log may hold.
 
     Raises:
-        ValueError: the file holds other Python objects.
+        ValueError: the file holds other Python objects, or it is damaged.
+        OSError: it cannot be opened.
     """
     try:
-        with _numbers_of_numpy():
+        with torch.serialization.safe_globals(_parts_of_numpy()):
             return torch.load(filename, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "global" not in str(error).lower():
-            raise
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes the unpickler fail in any way
         raise ValueError(
-            f"semisam: {filename} is refused: it holds Python objects beside tensors and numbers, and reading them "
-            "would run code from the file. Neither nnU-Net nor this package writes such files: use the checkpoint that "
-            "training has written, or train anew"
+            f"semisam: {filename} is refused: it is damaged, or holds Python objects beside tensors and numbers, "
+            f"and reading those would run code from the file ({type(error).__name__}). Use a checkpoint that training has "
+            "written, checkpoint_best.pth for instance, or train anew"
         ) from error
 
 
-def _numbers_of_numpy() -> contextlib.AbstractContextManager:
+def _parts_of_numpy() -> list[Any]:
+    """What pickled numbers and arrays of NumPy are made of."""
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}
     scalar: Any = np.float64(0).__reduce__()[0]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
-    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)]
-    try:
-        return torch.serialization.safe_globals([*names, np.dtype, *kinds])
-    except AttributeError:  # torch before 2.5 reads our own checkpoints, which are `plain`
-        return contextlib.nullcontext()
+    array: Any = np.zeros(0).__reduce__()[0]
+    parts = [scalar, array, np.dtype, np.ndarray, *kinds]
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
+        return parts
+    olds = [(part, f"numpy.core.multiarray.{part.__name__}") for part in (scalar, array)]  # written by NumPy 1
+    return parts + [pair for pair in olds if pair[1] != f"{pair[0].__module__}.{pair[0].__name__}"]
 
 
 def plain(value: Any) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semisam.checkpoint import KEY, random_state
-from nnunet_semisam.config import changes
+from nnunet_semisam.config import SemiSAMConfig, changes
+from nnunet_semisam.methods import find_method
 
 if TYPE_CHECKING:
     from nnunet_semisam.trainer import SemiSAM
@@ -65,7 +67,7 @@ def compare(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> list[str]:
     """
     plans = _plan_changes(trainer, checkpoint["init_args"])
     was = checkpoint[KEY]["configuration"] if KEY in checkpoint else trainer.semisam.as_dict()
-    section = changes(was, trainer.semisam.as_dict())
+    section = changes(_complete(was), _complete(trainer.semisam.as_dict()))
     for what, changed in (("plans", plans), ("semisam configuration", section)):
         if changed:
             trainer.print_to_log_file(f"WARNING: {what} changed since the checkpoint was written: {'; '.join(changed)}")
@@ -89,9 +91,18 @@ def refuse(changed: list[str]) -> None:
 
 
 def _is_harmless(change: str) -> bool:
-    """A key that older versions did not write has done nothing then."""
-    path = change.split(" ")[0]
-    return path in HARMLESS or change.startswith(f"{path} was not set")
+    return change.split(" ")[0] in HARMLESS
+
+
+def _complete(section: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of what it does not set: keys that older versions did not know, and arguments of the method."""
+    defaults, section = SemiSAMConfig().as_dict(), dict(section)
+    for key in ("sam", "terms"):
+        if isinstance(section.get(key), Mapping):
+            section[key] = defaults[key] | section[key]
+    own = [f for f in fields(find_method(section["method"])) if f.name != "outputs"]
+    made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in own}
+    return defaults | section | {"method_args": made | section["method_args"]}
 
 
 def _plan_changes(trainer: SemiSAM, init_args: Mapping[str, Any]) -> list[str]:

@@ -95,8 +95,11 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
     )
 
 
-def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
-    """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders."""
+def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> None:
+    """Prints and writes the resolved configuration (`semisam.json`) and the unlabeled cases with their folders.
+
+    Without a pool there is no record of them: it would say that this training has seen every label.
+    """
     trainer.print_to_log_file("semisam configuration:", trainer.semisam.as_dict(), add_timestamp=False)
     meant, length = trainer.preset.num_epochs, trainer.semisam.num_epochs
     if meant not in (None, length):
@@ -105,12 +108,15 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
             f"semisam section makes it {length}; results are filed under the name of the trainer"
         )
     more = " and the images of labeled ones" if trainer.semisam.labeled_as_unlabeled else ""
-    trainer.print_to_log_file(f"semisam: {len(pool)} unlabeled cases{more}\n", add_timestamp=False)
+    trainer.print_to_log_file(f"semisam: {len(pool or {})} unlabeled cases{more}\n", add_timestamp=False)
     if trainer.local_rank == 0:
-        cases = {case: file.parent.name for case, file in pool.items()}
+        record = Path(trainer.output_folder) / "semisam_unlabeled.json"
         with writing(trainer.output_folder):
             save_json(trainer.semisam.as_dict(), os.path.join(trainer.output_folder, "semisam.json"), sort_keys=False)
-            save_json(cases, os.path.join(trainer.output_folder, "semisam_unlabeled.json"), sort_keys=False)
+            if pool is None:
+                record.unlink(missing_ok=True)
+            else:
+                save_json({case: file.parent.name for case, file in pool.items()}, str(record), sort_keys=False)
 
 
 def next_batch(trainer: SemiSAM) -> UnlabeledBatch:

@@ -128,7 +128,7 @@ class SemiSAM(Base):
     def get_dataloaders(self):
         asks = bool(self.semisam.active_terms())
         pool = stream.prepare_pool(self, self.semisam) if asks else {}
-        stream.write_configuration(self, pool)
+        stream.write_configuration(self, pool if asks else None)
         loaders = super().get_dataloaders()
         if asks:
             extra = stream.labeled_images(self) if self.semisam.labeled_as_unlabeled else {}

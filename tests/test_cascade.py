@@ -17,7 +17,7 @@ from toy_trainer import LABELED, NAME, UNLABELED, case, locations, save_case, we
 
 from nnunet_semisam.cascade import stage_of
 from nnunet_semisam.data.previous_stage import FOLDER
-from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
 CASES = Path("nnUNet_preprocessed") / NAME
 
@@ -189,6 +189,9 @@ def test_a_model_that_may_have_seen_a_hidden_label_is_refused(toy, tmp_path):  #
     record.write_text('{"u0": "x", "u2": "x"}')
     with pytest.raises(ValueError, match="'u1' is hidden .* but not when"):
         trained()
+    record.write_text("{}")  # it saw every label
+    with pytest.raises(ValueError, match="'u0', 'u1', 'u2' are hidden .* but not when"):
+        trained()
     record.unlink()
     checkpoint = folder / "fold_0" / "checkpoint_final.pth"
     later = checkpoint.stat().st_mtime + 10
@@ -217,21 +220,21 @@ def write_plans(folder):
     (folder / "dataset.json").write_text(json.dumps(content))
 
 
-def test_check_tells_that_the_previous_stage_is_not_trained(toy, tmp_path):  # noqa: F811
+def test_check_warns_where_the_previous_stage_is_not_trained(toy, tmp_path):  # noqa: F811
     from nnunet_semisam.cli.check import check_setup
 
     def told(name, fold):
-        report = check_setup(NAME, configurations=[name], fold=fold)
-        return [[text for text in texts if "no /" in text] for texts in (report.problems, report.warnings)]
+        return [text for text in check_setup(NAME, configurations=[name], fold=fold).warnings if "needs low" in text]
 
     write_lowres(tmp_path / "nnUNet_preprocessed")
     write_plans(tmp_path / CASES)
-    ((problem,), warnings) = told(CASCADE, 0)
-    assert f"nnUNetv2_train {NAME} low 0 -tr nnUNetTrainerSemiSAM" in problem and warnings == []
-    assert told(CASCADE, None) == [[], [problem]]
-    assert told(LOWRES, 0) == [[], []]
-    train_lowres()
-    assert told(CASCADE, 0) == [[], []]
+    (warning,) = told(CASCADE, 0)
+    assert warning.startswith("fold 0: ") and f"nnUNetv2_train {NAME} low 0 -tr nnUNetTrainerSemiSAM" in warning
+    assert told(CASCADE, None) == [warning] and told(LOWRES, 0) == []
+    (other,) = told(CASCADE, 1)
+    assert f"nnUNetv2_train {NAME} low 1" in other
+    train_lowres(nnUNetTrainerMeanTeacher)
+    assert told(CASCADE, 0) == []
 
 
 def test_the_command_predicts_for_the_folds_asked_for(lowres, predicted, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`labeled_as_unlabeled`: the images of labeled cases join the unlabeled ones, above all for sparse annotations."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from test_cascade import CASES, cascade_plans, trained as trained_cascade, train_lowres, write_lowres  # isort: skip
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
+from toy_cascade import LOWRES, build_stage, write_predictions
 from toy_trainer import LABELED, LABELS, UNLABELED, VAL, build, case, locations, save_case, short, weights
 
 from nnunet_semisam.data.previous_stage import FOLDER
@@ -29,6 +31,12 @@ def pool(trainer):
 def record(trainer):
     with open(f"{trainer.output_folder}/semisam_unlabeled.json") as file:
         return set(json.load(file))
+
+
+def train_lowres_with_key():
+    built = build_stage(nnUNetTrainerSemiSAM, LOWRES, cascade_plans(**KEY))
+    built.run_training()
+    write_predictions(Path(built.output_folder_base))
 
 
 def started(**section):
@@ -91,6 +99,13 @@ def test_in_a_cascade_their_previous_stage_is_nnunets_own(toy, tmp_path):  # noq
     assert set(previous) == {*UNLABELED, *LABELED}
     for name, file in previous.items():
         assert str(folder / ("predicted_next_stage" if name in LABELED else FOLDER)) in file
+
+
+def test_a_cascade_needs_no_other_unlabeled_case_either(toy, tmp_path):  # noqa: F811
+    write_lowres(tmp_path / "nnUNet_preprocessed")
+    without_unlabeled(tmp_path / CASES / "splits_final.json")
+    train_lowres_with_key()
+    assert pool(trained_cascade(cascade_plans(**KEY))) == set(LABELED)
 
 
 def test_check_does_not_ask_for_unlabeled_cases_then(toy, tmp_path):  # noqa: F811

@@ -64,6 +64,28 @@ def test_changes_that_make_another_run_are_refused_when_training_starts(file, mo
         built.on_train_start()
 
 
+@pytest.mark.parametrize("section", [{"loss": "dice"}, {"view": "nnunet"}], ids=str)
+def test_arguments_of_the_method_are_compared_with_their_defaults(file, monkeypatch, section):
+    built, _ = resumed(file, monkeypatch, method_args=section)
+    (key,) = section
+    with pytest.raises(ValueError, match=f"method_args.{key} was 'm?s?e?d?e?v?i?c?e?', is '{section[key]}'"):
+        built.on_train_start()
+
+
+def test_keys_that_an_older_version_did_not_write_had_their_defaults(file, monkeypatch):
+    checkpoint = torch.load(file, weights_only=False)
+    for key in ("labeled_as_unlabeled", "collapse_guard"):
+        del checkpoint[KEY]["configuration"][key]
+    del checkpoint[KEY]["configuration"]["sam"]["tune"]
+    torch.save(checkpoint, file)
+    built, lines = resumed(file, monkeypatch)
+    built.on_train_start()
+    assert lines == []
+    built, _ = resumed(file, monkeypatch, labeled_as_unlabeled=True)
+    with pytest.raises(ValueError, match="labeled_as_unlabeled was False, is True"):
+        built.on_train_start()
+
+
 def edit(**values):
     return lambda configuration: configuration.update(values)
 
@@ -117,7 +139,7 @@ def test_validation_does_not_mind_another_section(file, monkeypatch):
 
 def test_keys_that_older_versions_did_not_write_are_no_change(file, monkeypatch, tmp_path):
     checkpoint = torch.load(file, weights_only=False)
-    for key in ("max_bad_steps", "collapse_guard", "sam"):
+    for key in ("max_bad_steps", "collapse_guard"):
         checkpoint[KEY]["configuration"].pop(key)
     checkpoint[KEY].pop("guard"), checkpoint[KEY].pop("collapse")
     torch.save(checkpoint, tmp_path / "old.pth")

@@ -41,20 +41,30 @@ def test_our_checkpoints_hold_tensors_and_plain_values_only(toy):  # noqa: F811
 def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(toy, tmp_path):  # noqa: F811
     good = f"{trained().output_folder}/checkpoint_final.pth"
     bad, trace = tmp_path / "evil.pth", tmp_path / "it_ran"
-    torch.save(read_checkpoint(good) | {"_best_ema": Evil(trace)}, bad)
     trainer = build(nnUNetTrainerSemiSAM, short(num_epochs=2), continue_training=True)
-    with pytest.raises(ValueError, match="evil.pth is refused: it holds Python objects"):
-        trainer.load_checkpoint(str(bad))
-    assert not trace.exists()
+    for protocol in (2, 4):
+        torch.save(read_checkpoint(good) | {"_best_ema": Evil(trace)}, bad, pickle_protocol=protocol)
+        with pytest.raises(ValueError, match="evil.pth is refused: it is damaged, or holds Python objects"):
+            trainer.load_checkpoint(str(bad))
+        assert not trace.exists()
     torch.load(bad, weights_only=False)
     assert trace.exists()  # it would have
+    bad.write_bytes(Path(good).read_bytes()[:1000])
+    with pytest.raises(ValueError, match="evil.pth is refused: it is damaged"):
+        trainer.load_checkpoint(str(bad))
 
 
 def test_numbers_of_numpy_are_read_and_written_as_plain_ones(tmp_path):
     values = {"log": [np.float64(0.5), (np.int64(3), "x")], "tensor": torch.ones(2), "flag": np.bool_(True)}
     file = str(tmp_path / "as_nnunet_does.pth")
-    torch.save(values, file)
-    assert read_checkpoint(file)["log"] == values["log"]
+    every = {code: np.zeros(2, code)[0] for code in "?bhilBHILefdFD"}
+    torch.save(values | {"every": every, "array": np.arange(3)}, file)
+    assert read_checkpoint(file)["log"] == values["log"] and read_checkpoint(file)["every"] == every
+    assert read_checkpoint(file)["array"].tolist() == [0, 1, 2]
+    old = tmp_path / "numpy_1.pth"
+    torch.save(values, old, _use_new_zipfile_serialization=False)
+    old.write_bytes(old.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert read_checkpoint(str(old))["log"] == values["log"]
     write_atomically(plain(values), file)
     read = torch.load(file, weights_only=True)
     assert read["log"] == [0.5, (3, "x")] and read["flag"] is True

@@ -12,7 +12,7 @@ from nnunet_semisam.cascade import find_stage
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
 from nnunet_semisam.data.preprocess import raw_folder_of
-from nnunet_semisam.data.previous_stage import require_trained
+from nnunet_semisam.data.previous_stage import missing_stage
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import (
     collision_problems,
@@ -105,13 +105,12 @@ def _check_default_split(
 
 
 def _check_previous_stage(planned: PlannedDataset, name: str, report: Report, *, fold: int | str | None) -> None:
-    """Whether the stage before a cascade is trained: a problem for a fold that is asked for, else a warning."""
-    from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+    """Warns where none of the package's trainers has trained the stage before a cascade."""
+    from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
-    where = nnUNetTrainerSemiSAM, planned.plans_manager, planned.dataset_json, name
+    trainers = nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher
     folds = range(report.attempt(num_folds, planned.folder / "splits_final.json") or 0)
     for number in folds if fold is None else [fold]:
-        try:
-            require_trained(find_stage(*where, number))
-        except ValueError as error:
-            (report.warning if fold is None else report.problem)(str(error))
+        stages = [find_stage(kind, planned.plans_manager, planned.dataset_json, name, number) for kind in trainers]
+        if not any(stage.checkpoint.is_file() for stage in stages):
+            report.warning(f"fold {number}: {missing_stage(stages[0])}")

@@ -12,19 +12,22 @@ SAMPLE = 10_000  # voxels that are looked at before all are
 
 
 def label_problems(files: Sequence[str], image: np.ndarray, dataset_json: dict, plans: dict) -> list[str]:
-    """A sentence if an opened case holds nothing but values of the data set's labels, and labeled images hold others.
+    """A sentence if an opened case holds a few values of the data set's labels and no other, unlike labeled images.
 
     Args:
         image: of shape (channels, z, y, x).
         plans: content of the plans file; its foreground intensities tell whether labeled images look like this too.
     """
     values = _label_values(dataset_json)
-    if _images_are_like_labels(plans, values) or not _holds_only(image, values) or image.min() == image.max():
-        return []  # that an image is constant, `image_problems` tells
-    found = ", ".join(f"{value:g}" for value in np.unique(image))
+    if not image.size or _images_are_like_labels(plans, values) or not _holds_only(image, values):
+        return []
+    found = np.unique(image)
+    if len(found) == 1 or len(found) > MAX_VALUES:  # constant, of which others tell; or an image of few grey values
+        return []
+    values_found = ", ".join(f"{value:g}" for value in found)
     return [
-        f"{files[0]}: holds nothing but {found}, which are values of labels in dataset.json: it is a label that was "
-        "saved under the name of an image. Replace it by the image, or remove it."
+        f"{files[0]}: holds nothing but {values_found}, which are values of labels in dataset.json: it is a label that "
+        "was saved under the name of an image. Replace it by the image, or remove it."
     ]
 
 

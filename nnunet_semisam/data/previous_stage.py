@@ -138,12 +138,16 @@ def require_trained(stage: PreviousStage) -> None:
         ValueError: there is no final checkpoint of the fold; the message has the command.
     """
     if not stage.checkpoint.is_file():
-        trainer = stage.model_folder.name.split("__")[0]
-        dataset = stage.plans_manager.dataset_name
-        raise ValueError(
-            f"{stage.cascade} needs {stage.configuration} first, but there is no {stage.checkpoint}; run: "
-            f"nnUNetv2_train {dataset} {stage.configuration} {stage.fold} -tr {trainer}"
-        )
+        raise ValueError(missing_stage(stage))
+
+
+def missing_stage(stage: PreviousStage) -> str:
+    """What to do about a stage that was not trained."""
+    trainer, dataset = stage.model_folder.name.split("__")[0], stage.plans_manager.dataset_name
+    return (
+        f"{stage.cascade} needs {stage.configuration} first, but there is no {stage.checkpoint}; run: "
+        f"nnUNetv2_train {dataset} {stage.configuration} {stage.fold} -tr {trainer}"
+    )
 
 
 def require_labeled(stage: PreviousStage, cases: Sequence[str]) -> None:
@@ -174,14 +178,14 @@ def require_blind(stage: PreviousStage, hidden: Sequence[str], splits_file: Path
     if not hidden:
         return
     record = stage.checkpoint.with_name("semisam_unlabeled.json")
-    unlabeled = json.loads(record.read_text()) if record.is_file() else {}
+    unlabeled = json.loads(record.read_text()) if record.is_file() else None
     cure = f"Train {stage.configuration}, fold {stage.fold}, again"
-    if seen := sorted(set(hidden) - set(unlabeled)) if unlabeled else []:
+    if unlabeled is not None and (seen := sorted(set(hidden) - set(unlabeled))):
         raise ValueError(
             f'{names(seen)} hidden ("unlabeled" in {splits_file}), but not when {stage.checkpoint} was trained '
             f"({record}): its predictions may tell of their labels. {cure}."
         )
-    if not unlabeled and splits_file.stat().st_mtime > stage.checkpoint.stat().st_mtime:
+    if unlabeled is None and splits_file.stat().st_mtime > stage.checkpoint.stat().st_mtime:
         raise ValueError(
             f"{splits_file} is newer than {stage.checkpoint}, so that this model may have been trained on labels which "
             f"are hidden now. {cure}; or, if its fold has not changed since: touch {stage.checkpoint}"

@@ -1,6 +1,7 @@
 """Losses between the student's probabilities and a pseudo-label. All are (prob, target, confidence) -> scalar.
 
-All are linear in the confidence and least where both probabilities are equal. Zero confidence everywhere gives zero.
+All are linear in the confidence, their gradients too, and least where both probabilities are equal. Zero confidence
+everywhere gives zero.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ def soft_mse(
 def soft_dice(
     prob: Float[Tensor, "U K *S"], target: Float[Tensor, "U K *S"], confidence: Float[Tensor, "U 1 *S"]
 ) -> Float[Tensor, ""]:
-    """1 - Dice with squares in the denominator, over the voxels of the batch, averaged over heads.
+    """Squared difference of probabilities, relative to the size of the object; averaged over heads.
 
-    With weights w it is sum(w (p - t)^2) / (sum(w (p^2 + t^2)) + 1) per head: the squared difference, relative to the
-    size of the object instead of the patch. It is multiplied by the share of the object that has confidence. A head
-    that the target does not have at all gives next to no gradient, so what the teacher has not found yet is not
-    unlearned. Source: V-Net (Milletari et al. 2016, arXiv 1606.04797, equation 2).
+    Per head, over the voxels of the batch and with confidences w: sum(w (p - t)^2) / (sum(p^2 + t^2) + 1), which with
+    w = 1 is 1 - Dice in the squared form of V-Net (Milletari et al. 2016, arXiv 1606.04797). Unlike there the
+    denominator is held fixed for the gradient, which so stays linear in w: where a sample of planes has confidence,
+    loss and gradient have the expectation that they have with all planes.
+
+    A head that the target lacks is left alone: everything is multiplied by sum(t^2) / (sum(t^2) + 1). Else the first
+    voxels that a student finds, and its teacher has not found yet, would be pushed back with the weight of an object.
     """
     prob, axes = prob.float(), (0, *range(2, prob.ndim))
-    mass = prob**2 + target**2
-    weighted = (mass * confidence).sum(axes) + 1
-    share = weighted.detach() / (mass.detach().sum(axes) + 1)
-    return (((prob - target) ** 2 * confidence).sum(axes) / weighted * share).mean()
+    own, other = (prob.detach() ** 2).sum(axes), (target**2).sum(axes)
+    difference = ((prob - target) ** 2 * confidence).sum(axes)
+    return (difference / (own + other + 1) * (other / (other + 1))).mean()
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mse": soft_mse, "dice": soft_dice}

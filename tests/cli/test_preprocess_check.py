@@ -263,3 +263,7 @@ def test_check_warns_of_a_label_under_the_name_of_an_image(ready, capsys):
     told = capsys.readouterr().out
     assert told.count("WARNING") == 1
     assert "imagesUn: 'oops_0000.nii.gz' is made of integers, of at most 16 different ones, as labels are" in told
+    sitk.WriteImage(sitk.GetImageFromArray(label % 2), str(ready.raw / "imagesUn" / "oops_0000.nii.gz"))
+    assert check.main(["-d", "901"]) == 1
+    told = capsys.readouterr().out
+    assert "oops_0000.nii.gz: holds nothing but 0, 1, which are values of labels" in told and "WARNING" not in told

@@ -60,5 +60,12 @@ def test_one_other_voxel_or_channel_makes_it_an_image():
     assert label_problems(["x"], np.concatenate([image([0, 1]), image([0, 3])]), DATASET, scan) != []
 
 
+def test_many_values_or_none_are_no_label():
+    many = {"labels": {"background": 0, **{str(number): number for number in range(1, 40)}}}
+    assert label_problems(["x"], image(range(16)), many, plans(0.0, 50.0, 90.0)) != []
+    assert label_problems(["x"], image(range(17)), many, plans(0.0, 50.0, 90.0)) == []
+    assert label_problems(["x"], np.zeros((1, 0, 4, 4)), many, plans(0.0, 50.0, 90.0)) == []
+
+
 def test_images_of_a_data_set_whose_labeled_images_are_masks_are_kept():
     assert label_problems(["x"], image([0, 1]), DATASET, plans(0.0, 1.0, 1.0)) == []

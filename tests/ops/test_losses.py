@@ -60,10 +60,24 @@ def test_mse_equals_its_formula():
 
 def test_dice_equals_its_formula():
     prob, target = some_prob(0), some_prob(1)
-    expected = [
-        ((p - t) ** 2).sum() / ((p**2 + t**2).sum() + 1) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True)
-    ]
+    expected = []
+    for p, t in zip(prob.unbind(1), target.unbind(1), strict=True):
+        own, other = (p**2).sum(), (t**2).sum()
+        dice = 2 * (p * t).sum() / (own + other)
+        expected.append((1 - dice) * (own + other) / (own + other + 1) * other / (other + 1))
     assert soft_dice(prob, target, ones(prob)) == pytest.approx(torch.stack(expected).mean().item())
+
+
+def test_gradients_are_linear_in_the_confidence(loss):
+    """So the mean over single planes with the weight of all is the gradient of all planes."""
+    target, left = some_prob(1), torch.zeros(2, 1, 4, 5, 6)
+    left[..., :2] = 1
+    gradients = []
+    for confidence in (left, 1 - left, torch.ones_like(left)):
+        prob = some_prob(0).requires_grad_()
+        loss(prob, target, confidence).backward()
+        gradients.append(prob.grad)
+    assert torch.allclose(gradients[0] + gradients[1], gradients[2], atol=1e-8)
 
 
 def test_dice_is_relative_to_the_object_and_mse_to_the_patch():
@@ -77,13 +91,30 @@ def test_dice_is_relative_to_the_object_and_mse_to_the_patch():
     assert values[0][1] == pytest.approx(values[1][1])
 
 
-def test_dice_does_not_unlearn_what_the_target_lacks():
-    """The pull on a head that the teacher has not found, beside the pull towards one that it has."""
+@pytest.mark.parametrize(("side", "sure"), [(1, 0.8), (2, 0.4), (4, 0.1), (4, 0.5), (8, 0.4), (12, 0.4)])
+def test_dice_does_not_push_back_what_the_target_lacks(side, sure):
+    """The pull on an object that the student begins to find: with a teacher that has not found it, and with one that
+    has found it."""
     pulls = []
     for found in (0.0, 1.0):
-        prob = torch.full((1, 1, 12, 12, 12), 0.4, requires_grad=True)
-        target = torch.zeros_like(prob.detach())
-        target[..., :4, :4, :4] = found
+        prob = torch.zeros(1, 1, 16, 16, 16)
+        prob[..., :side, :side, :side] = sure
+        target = found * (prob > 0)
+        prob.requires_grad_()
         soft_dice(prob, target, ones(target)).backward()
-        pulls.append(prob.grad[..., :4, :4, :4].abs().sum().item())
-    assert pulls[0] < 0.01 * pulls[1]
+        pulls.append(prob.grad.abs().sum().item())
+    assert pulls[0] == 0 and pulls[1] > 0
+
+
+def test_dice_lets_go_of_what_the_target_has_only_a_shade_of():
+    """The pull grows with what the teacher sees: a tenth of a voxel, all of it."""
+    pulls = []
+    for shade in (0.01, 0.1, 1.0):
+        prob = torch.zeros(1, 1, 8, 8, 8)
+        prob[..., :2, :2, :2] = 0.5
+        target = torch.zeros_like(prob)
+        target[..., 0, 0, 0] = shade
+        prob.requires_grad_()
+        soft_dice(prob, target, ones(target)).backward()
+        pulls.append(prob.grad.abs().sum().item())
+    assert pulls[0] < 0.001 * pulls[2] and pulls[1] < 0.1 * pulls[2]
