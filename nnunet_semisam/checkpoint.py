@@ -32,8 +32,8 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
     except Exception as error:  # a damaged file makes the unpickler fail in any way
         raise ValueError(
             f"semisam: {filename} is refused: it is damaged, or holds Python objects beside tensors and numbers, "
-            f"and reading those would run code from the file ({type(error).__name__}). Use a checkpoint that training has "
-            "written, checkpoint_best.pth for instance, or train anew"
+            f"and reading those would run code from the file ({type(error).__name__}). Use a checkpoint that training "
+            "has written, checkpoint_best.pth for instance, or train anew"
         ) from error
 
 
