@@ -213,11 +213,13 @@ def test_trust_is_settled_before_tuning_which_is_left_out_where_nobody_is_truste
     settle = module.settle_trust
     monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", lambda *a: order.append("trust") or settle(*a))
     monkeypatch.setattr("nnunet_semisam.tuning._on_first_rank", lambda *a: order.append("tune"))
-    monkeypatch.setattr(
-        StubSam, "tuning_task", lambda self, cases, **asked: types.SimpleNamespace(module=None), raising=False
-    )
+
+    class TunableStub(StubSam):  # of its own: Python 3.12 remembers that a class can be tuned
+        def tuning_task(self, cases, **asked):
+            return types.SimpleNamespace(module=None)
+
     for trust in (None, {"ball": 0, "shell": 0}):
-        use(monkeypatch, StubSam())
+        use(monkeypatch, TunableStub())
         configuration = section(trust)
         configuration["sam"]["tune"] = 3
         build(nnUNetTrainerSemiSAM, configuration).on_train_start()
