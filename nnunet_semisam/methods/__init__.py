@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from typing import Any
+from typing import Any, get_origin
 
 from nnunet_semisam.methods._base import SemiMethod
 from nnunet_semisam.ops.outputs import OutputSpace
@@ -38,7 +38,9 @@ def find_method(name: str) -> type[SemiMethod]:
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, SemiMethod) and c.__module__ == module.__name__
+        if get_origin(c) is None  # Python 3.10 takes Callable[..., X] for a class
+        and issubclass(c, SemiMethod)
+        and c.__module__ == module.__name__
     ]
     if len(found) != 1:
         raise ValueError(f"semisam: module {module.__name__} must define one SemiMethod; it defines {len(found)}")

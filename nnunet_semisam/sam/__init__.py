@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 
@@ -41,7 +41,7 @@ def find_backend(name: str) -> type[SamBackend]:
             f"{error.name!r} was found on the Python path; put its folder on PYTHONPATH, or correct the name"
         ) from error
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
-    found = [c for c in classes if issubclass(c, SamBackend)]
+    found = [c for c in classes if get_origin(c) is None and issubclass(c, SamBackend)]
     if len(found) != 1:
         raise ValueError(f"semisam: module {module.__name__} must define one SamBackend; it defines {len(found)}")
     return found[0]

@@ -13,7 +13,7 @@ from nnunet_semisam.benchmark.run import list_runs, run_benchmark
 from nnunet_semisam.benchmark.runs import expand, write_json
 from nnunet_semisam.benchmark.steps import Steps, scoring
 
-LOG = "2026-01-01 10:00:01.5: Epoch 0 \nx: Epoch time: 2.0 s \n"
+LOG = "2026-01-01 10:00:01.500000: Epoch 0 \nx: Epoch time: 2.0 s \n"
 
 
 def steps_of(tmp_path, **values):

@@ -62,7 +62,7 @@ class Stub(Launcher):
         lines = []
         for epoch in range(epochs):
             lines += [
-                f"2026-01-01 10:00:0{epoch}.5: Epoch {epoch} ",
+                f"2026-01-01 10:00:0{epoch}.500000: Epoch {epoch} ",
                 f"x: Epoch time: {SECONDS[command[2].split('_s')[0]]} s ",
             ]
         (fold / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
