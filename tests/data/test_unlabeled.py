@@ -108,6 +108,10 @@ def test_in_the_building_process_torch_is_not_reseeded(dataset, label_manager):
     assert torch.equal(after, torch.rand(1))
 
 
+# a thread of batchgenerators may be receiving a batch when the loader is closed (seen with Python 3.12)
+@pytest.mark.filterwarnings(
+    r"ignore:Exception in thread .*\(results_loop\):pytest.PytestUnhandledThreadExceptionWarning"
+)
 def test_workers_draw_different_torch_numbers(dataset, label_manager):
     stream = stream_of(dataset, label_manager, transform=torch_noise, num_processes=2, batch_size=1)
     try:
