@@ -174,7 +174,7 @@ class SemiSAM(Base):
         self.optimizer.zero_grad(set_to_none=True)
         with self.without_gradient_exchange():
             with self.autocast():
-                terms = {} if self.collapse.held else self.method.terms(self.network, unlabeled, pseudo)
+                terms = {} if self.collapse.held else self.method.terms(self.network, unlabeled, pseudo, labeled)
                 unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
             self.backward(unsupervised)
         with self.autocast():

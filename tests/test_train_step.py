@@ -133,8 +133,9 @@ def test_same_seed_same_weights_and_another_seed_others(toy):
     assert not torch.equal(weights(first), weights(other))
 
 
-def test_labels_of_unlabeled_cases_do_not_matter(toy, tmp_path):
-    clean = trained()
+@pytest.mark.parametrize("method_args", [{}, {"paste": 1.0, "cutmix": 1.0, "loss": "dice"}], ids=["plain", "mixed"])
+def test_labels_of_unlabeled_cases_do_not_matter(toy, tmp_path, method_args):
+    clean = trained(section=short(method_args=method_args))
     folder = tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_toy"
     random = np.random.RandomState(0)
     for name in UNLABELED:
@@ -143,7 +144,17 @@ def test_labels_of_unlabeled_cases_do_not_matter(toy, tmp_path):
         for ending in (".b2nd", "_seg.b2nd", ".pkl"):
             (folder / f"{name}{ending}").unlink()
         save_case(image, noise, {"class_locations": locations(noise)}, str(folder / name))
-    assert torch.equal(weights(clean), weights(trained()))
+    assert torch.equal(weights(clean), weights(trained(section=short(method_args=method_args))))
+
+
+def test_paste_takes_from_the_labeled_patches_of_the_step(toy, batches):
+    def unlabeled_loss(method_args, shift):
+        labeled = [{**batch, "data": batch["data"] + shift} for batch in batches]
+        trainer = stepped(short(method_args=method_args), labeled[:1])
+        return trainer.curves.end_epoch(0)["loss/consistency"]
+
+    assert unlabeled_loss({}, 0) == unlabeled_loss({}, 5)
+    assert unlabeled_loss({"paste": 1.0}, 0) != unlabeled_loss({"paste": 1.0}, 5)
 
 
 def test_images_of_unlabeled_cases_do_matter(toy, tmp_path):

@@ -13,13 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnunet_semisam.ops.losses import LOSSES
-from nnunet_semisam.ops.mix import cutmix
+from nnunet_semisam.ops.mix import cutmix, random_boxes
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.perturb import Perturbation
-from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
+from nnunet_semisam.types import LabeledBatch, PseudoLabel, UnlabeledBatch
 
 Teacher = Callable[[Tensor], Tensor]  # image (U, C, *S) -> prob (U, K, *S)
 Student = Callable[[Tensor], "Tensor | list[Tensor]"]  # image (U, C, *S) -> logits, a list under deep supervision
+
+Targets = dict[str, tuple[Tensor, Tensor]]  # by term: probabilities (U, K, *S) and weights (U, 1, *S)
 
 VIEWS = ("device", "nnunet")
 
@@ -37,6 +39,8 @@ class SemiMethod(abc.ABC):
             that are not in it have "mse".
         cutmix: probability that the patches of a batch are mixed with each other before the student sees them, and
             their pseudo-labels alike (see `nnunet_semisam.ops.mix`).
+        paste: probability that a box of each of these patches is replaced by one of a labeled patch, whose labels are
+            then the target there: one direction of bidirectional copy-paste (Bai et al., CVPR 2023, arXiv 2305.00673).
     """
 
     term_names: ClassVar[tuple[str, ...]] = ("consistency",)
@@ -46,6 +50,7 @@ class SemiMethod(abc.ABC):
     perturbation: dict = field(default_factory=dict)
     loss: str | dict[str, str] = "mse"
     cutmix: float = 0.0
+    paste: float = 0.0
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
@@ -53,6 +58,7 @@ class SemiMethod(abc.ABC):
         self._perturb = build_perturbation(self.perturbation)
         self._check_losses()
         require_number("method_args.cutmix", self.cutmix, 1)
+        require_number("method_args.paste", self.paste, 1)
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -66,17 +72,38 @@ class SemiMethod(abc.ABC):
         return torch.cat([self._perturb(unlabeled.picture), unlabeled.roughened], 1)
 
     def terms(
-        self, student: Student, unlabeled: UnlabeledBatch, pseudo: dict[str, PseudoLabel]
+        self,
+        student: Student,
+        unlabeled: UnlabeledBatch,
+        pseudo: dict[str, PseudoLabel],
+        labeled: LabeledBatch | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all."""
+        """One unweighted loss per pseudo-label, under the same names. One pass of the student serves them all.
+
+        Args:
+            labeled: the labeled patches of the same iteration, for `paste`; None: nothing is pasted.
+        """
         view = self.student_view(unlabeled)
         targets = {name: (p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
         if self.cutmix and torch.rand(()).item() < self.cutmix:
             mix = cutmix(view.shape, view.device)
             view = mix(view)
             targets = {name: (mix(prob), mix(weight)) for name, (prob, weight) in targets.items()}
+        if self.paste and labeled is not None and torch.rand(()).item() < self.paste:
+            view, targets = self._pasted(view, targets, labeled)
         prob = self.outputs.prob(full_resolution(student(view)))
         return {name: self._loss(name)(prob, *target) for name, target in targets.items()}
+
+    def _pasted(self, view: Tensor, targets: Targets, labeled: LabeledBatch) -> tuple[Tensor, Targets]:
+        """A box of each patch replaced by that of a labeled one; where the label is to be ignored nothing is asked."""
+        inside = random_boxes(view.shape, view.device)
+        donors = torch.arange(len(view), device=view.device) % len(labeled.image)
+        truth, valid = (part[donors] for part in self.outputs.truth(full_resolution(labeled.target)))
+        pasted = {
+            name: (torch.where(inside, truth, prob), torch.where(inside, valid, weight))
+            for name, (prob, weight) in targets.items()
+        }
+        return torch.where(inside, labeled.image[donors], view), pasted
 
     def _loss(self, term: str) -> Callable[..., Tensor]:
         return LOSSES[self.loss if isinstance(self.loss, str) else self.loss.get(term, "mse")]

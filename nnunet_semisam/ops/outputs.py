@@ -36,6 +36,20 @@ class OutputSpace:
         logits = logits.float()
         return torch.sigmoid(logits) if self.has_regions else torch.softmax(logits, dim=1)
 
+    def truth(self, target: Tensor) -> tuple[Float[Tensor, "B K *S"], Float[Tensor, "B 1 *S"]]:
+        """nnU-Net's target at patch resolution as probabilities, and 1 where it counts, 0 where it is to be ignored.
+
+        Args:
+            target: labels (B, 1, *S), where K is the ignore label; or regions (B, K or K + 1, *S), whose channel K
+                marks what is ignored.
+        """
+        if self.has_regions:
+            inside, ignored = target[:, : self.num_heads].float(), target[:, self.num_heads :].float()
+            return inside, 1 - ignored.sum(1, keepdim=True)
+        label = target.long()
+        heads = torch.arange(self.num_heads, device=label.device).view(-1, *[1] * (label.ndim - 2))
+        return (label == heads).float(), (label < self.num_heads).float()
+
     def harden(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U K *S"]:
         """0/1 masks: the most probable label, or every region above one half."""
         if self.has_regions:

@@ -10,7 +10,7 @@ from nnunet_semisam.methods import build_method, list_methods
 from nnunet_semisam.ops.losses import LOSSES, soft_dice, soft_mse
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.teacher import EmaTeacher
-from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
+from nnunet_semisam.types import LabeledBatch, PseudoLabel, UnlabeledBatch
 
 HEADS = 3
 ARGS = {"fixmatch": {"threshold": 0.4}, "ua_mt": {"limit": 1.0, "passes": 2}}  # what an untrained network reaches
@@ -156,6 +156,38 @@ def test_cutmix_mixes_view_pseudo_label_and_confidence_alike(setting, chance):
     prob = outputs.prob(student(calls[-1]))
     weight = torch.where(calls[-1] == image, wrong.confidence, wrong.confidence.roll(1, 0))
     assert found.item() == pytest.approx(soft_mse(prob, 1 - prob, weight).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [soft_mse, soft_dice])
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_paste_puts_labeled_voxels_with_their_label_into_the_view(setting, chance, loss):
+    """Labeled patches are all 7; the target there is the label, with full weight, and none where it is ignored."""
+    student, _, unlabeled, outputs = setting
+    views = []
+
+    def listening(view):
+        views.append(view)
+        return student(view)
+
+    size = unlabeled.image.shape[2:]
+    label = torch.randint(0, HEADS + 1, (1, 1, *size))  # HEADS is the ignore label; one patch for two unlabeled ones
+    ignored = label == HEADS
+    truth = torch.cat([label == head for head in range(HEADS)], 1).float()
+    target = torch.cat([truth, ignored], 1) if outputs.has_regions else label
+    labeled = LabeledBatch(torch.full((1, 1, *size), 7.0), [target, target[..., ::2]], ("l",))
+    name = {soft_mse: "mse", soft_dice: "dice"}[loss]
+    method = build_method("mean_teacher", {"view": "nnunet", "loss": name, "paste": chance}, outputs)
+    believed = torch.rand(2, HEADS, *size)
+    pseudo = {"consistency": PseudoLabel(believed, torch.rand(2, 1, *size), scale=0.5)}
+    found = method.terms(listening, unlabeled, pseudo, labeled)["consistency"]
+    pasted = views[0] == 7
+    assert pasted.flatten(1).any(1).all() == (chance == 1) and not pasted.all()
+    assert torch.equal(views[0], torch.where(pasted, 7.0, unlabeled.strong))
+    prob = outputs.prob(student(views[0])[0])
+    weight = torch.where(pasted, (~ignored).float(), 0.5 * pseudo["consistency"].confidence)
+    assert found.item() == pytest.approx(loss(prob, torch.where(pasted, truth, believed), weight).item(), rel=1e-4)
+    found.backward()
+    assert sum(p.grad.norm() for p in student.parameters() if p.grad is not None) > 1e-8
 
 
 def test_in_a_cascade_only_the_image_is_perturbed(setting):
