@@ -12,6 +12,7 @@ from nnunet_semisam.ops.schedules import SCHEDULES
 
 PROMPT_KINDS = ("points", "negative_points", "box", "mask")
 POINT_SOURCES = ("center", "certain")
+WEIGHTS = ("iou", "stability", "agreement")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class SamConfig:
     planes: int = 8  # budget of planes per patch
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
     min_agreement: float = 0.3  # Dice between prompt and answer below which the answer is not used
+    weigh_by: tuple[str, ...] = WEIGHTS  # what is multiplied into the confidence of an answer; none: all count 1
+    hard: bool = False  # SemiSAM: masks of 0 and 1 instead of probabilities
     trust: str | dict[str, float] | None = "auto"  # factor per class; "auto" = tested at the start; None = all
     tune: int | str | None = "auto"  # steps of tuning on the labeled cases before training; "auto" = the backend's own
 
@@ -66,7 +69,12 @@ class SamConfig:
             _instance("checkpoint", self.checkpoint, str, "a string, or null for the weights that ship")
         _instance("backend_args", self.backend_args, Mapping, "a dictionary")
         _instance("prompts", self.prompts, (list, tuple), f"a list out of {', '.join(PROMPT_KINDS)}")
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        _instance("weigh_by", self.weigh_by, (list, tuple), f"a list out of {', '.join(WEIGHTS)}, or []")
+        for name in ("prompts", "weigh_by"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for number, name in enumerate(self.weigh_by):
+            _one_of(f"weigh_by[{number}]", name, WEIGHTS)
+        _instance("hard", self.hard, bool, "true or false")
         self._check_prompts()
         _one_of("axis", self.axis, (0, 1, 2, "alternate"))
         for name in ("num_points", "planes", "min_voxels"):
@@ -185,7 +193,7 @@ class SemiSAMConfig:
         """Plain dictionaries, lists and numbers, ready for JSON and for `with_section`."""
         values = dataclasses.asdict(self)
         if values["sam"] is not None:
-            values["sam"]["prompts"] = list(values["sam"]["prompts"])
+            values["sam"] |= {name: list(values["sam"][name]) for name in ("prompts", "weigh_by")}
         return values
 
 

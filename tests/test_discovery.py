@@ -16,7 +16,7 @@ import nnunet_semisam
 from nnunet_semisam import _discovery
 
 LENGTHS = ["1epoch", "5epochs", "10epochs", "20epochs", "50epochs", "100epochs", "250epochs"]
-BASES = ["nnUNetTrainerSemiSAM", "nnUNetTrainerMeanTeacher"]
+BASES = ["nnUNetTrainerSemiSAM", "nnUNetTrainerSemiSAMFaithful", "nnUNetTrainerMeanTeacher"]
 TRAINERS = [*BASES, *(f"{base}_{length}" for base in BASES for length in LENGTHS)]
 SHOW = f"import os; print(os.environ.get({_discovery.VARIABLE!r}, ''))"
 
@@ -29,7 +29,7 @@ def announced(monkeypatch):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_found_and_the_very_class_of_the_package(name, announced):
     found = recursive_find_trainer_class_by_name(name)
-    home = "nnunet_semisam.presets" if "_" in name else "nnunet_semisam.trainer"
+    home = "nnunet_semisam.presets" if "_" in name or "Faithful" in name else "nnunet_semisam.trainer"
     assert found is getattr(import_module(home), name)
     assert found.__name__ == name and issubclass(found, nnUNetTrainer)
     assert pickle.loads(pickle.dumps(found)) is found

@@ -56,6 +56,7 @@ BUILT_IN = {
         Arm(name="full", section=NO_TERMS, labels="all"),
         Arm(name="mean_teacher", trainer="nnUNetTrainerMeanTeacher"),
         Arm(name="semisam"),
+        Arm(name="faithful", trainer="nnUNetTrainerSemiSAMFaithful"),
     )
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from nnunet_semisam.config import WEIGHTS
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import PseudoLabel, SamPrediction
@@ -24,11 +26,16 @@ class Answers(NamedTuple):
     logits: Float[Tensor, "P *S"]
     agreement: Float[Tensor, " P"]  # Dice of SAM's mask and the mask that prompted it
     steadiness: Float[Tensor, " P"]  # mean Dice among the answers to shaken prompts; 1 where none were shaken
-    weight: Float[Tensor, " P"]  # predicted IoU x stability x agreement x exp(-u), with u = 1 - steadiness
+    weight: Float[Tensor, " P"]  # `weigh_by` (predicted IoU x stability x agreement) x exp(-u), with u = 1 - steadiness
 
     @classmethod
     def judged(
-        cls, objects: Objects, predicted: SamPrediction, steadiness: Float[Tensor, " P"] | None = None
+        cls,
+        objects: Objects,
+        predicted: SamPrediction,
+        steadiness: Float[Tensor, " P"] | None = None,
+        *,
+        weigh_by: Sequence[str] = WEIGHTS,
     ) -> Answers:
         """The answers about `objects`, weighed against the masks that prompted. NaN counts as "not the object"."""
         logits = predicted.mask_logits.detach().float().nan_to_num(nan=-MAX_LOGIT).clamp(-MAX_LOGIT, MAX_LOGIT)
@@ -37,7 +44,9 @@ class Answers(NamedTuple):
         agreement = 2 * _count(answer & objects.masks) / (_count(answer) + _count(objects.masks)).clamp(min=1)
         stability = _count(logits > 1) / _count(logits > -1).clamp(min=1)
         steadiness = torch.ones_like(iou) if steadiness is None else steadiness
-        weight = iou * stability * agreement * torch.exp(steadiness - 1)
+        weight = torch.exp(steadiness - 1)
+        for name, factor in zip(WEIGHTS, (iou, stability, agreement), strict=True):
+            weight = weight * factor if name in weigh_by else weight
         return cls(*objects, logits, agreement, steadiness, weight)
 
     @classmethod

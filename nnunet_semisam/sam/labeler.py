@@ -2,8 +2,8 @@
 
 SemiSAM (Zhang et al. 2023, https://arxiv.org/abs/2312.06316) takes SAM's masks as they come. Here every answer carries
 a weight: SAM's predicted IoU times its stability score (IoU of the masks at logits -1 and +1; Kirillov et al., ICCV
-2023, https://arxiv.org/abs/2304.02643) times its agreement (Dice) with the mask that prompted it times exp(-u), where u
-is the spread of the answers to shaken prompts (`nnunet_semisam.sam.jitter`).
+2023, https://arxiv.org/abs/2304.02643) times its agreement (Dice) with the mask that prompted it (which of the three is
+`sam.weigh_by`) times exp(-u), where u is the spread of the answers to shaken prompts (`nnunet_semisam.sam.jitter`).
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class SamLabeler:
         believed = answers.agreement >= self.config.min_agreement
         believed &= answers.steadiness >= self.config.min_stability
         pseudo = planes.scatter(fuse(*pictures, answers.only(believed), self.outputs), elsewhere=prob)
+        if self.config.hard:
+            pseudo = replace(pseudo, prob=self.outputs.harden(pseudo.prob))
         items = len(answers.agreement)
         self.stats = {
             "agreement": answers.agreement.mean().item() if items else 0.0,
@@ -185,7 +187,7 @@ class SamLabeler:
                         self._decoder(embedding, images), select(prompts, items), part, prob,
                         config=self.config, iteration=iteration, items=items,
                     )  # fmt: skip
-                    answers = Answers.judged(part, predicted, steadiness)
+                    answers = Answers.judged(part, predicted, steadiness, weigh_by=self.config.weigh_by)
                 yield answers._replace(weight=answers.weight * trust[part.head])
 
     def _decoder(self, embedding: Any, images: Int64[Tensor, " E"]) -> Callable[[Prompts], SamPrediction]:

@@ -142,16 +142,24 @@ def test_answers_that_lost_the_prompt_are_dropped(kit):
     assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 1].mean() > 0.1
 
 
-def answers(logits, mask, iou=1.0, head=1) -> Answers:
+def answers(logits, mask, iou=1.0, head=1, **settings) -> Answers:
     logits, mask = torch.as_tensor(logits)[None], torch.as_tensor(mask)[None]
     index = torch.zeros(1, dtype=torch.int64)
-    return Answers.judged(Objects(index, index + head, mask), SamPrediction(logits, torch.tensor([iou])))
+    return Answers.judged(Objects(index, index + head, mask), SamPrediction(logits, torch.tensor([iou])), **settings)
 
 
 def test_the_weight_is_predicted_iou_times_stability_times_agreement():
     found = answers([3.0, 0.5, -0.5, -3.0], [True, False, False, False], iou=0.9)
     assert found.agreement.item() == pytest.approx(2 / 3)  # one voxel of the mask, two of the answer
     assert found.weight.item() == pytest.approx(0.9 * (1 / 3) * (2 / 3))  # one voxel above 1, three above -1
+
+
+@pytest.mark.parametrize(
+    ("names", "weight"), [((), 1.0), (("iou",), 0.9), (("stability", "agreement"), 2 / 9)], ids=str
+)
+def test_only_what_is_asked_for_goes_into_the_weight(names, weight):
+    found = answers([3.0, 0.5, -0.5, -3.0], [True, False, False, False], iou=0.9, weigh_by=names)
+    assert found.weight.item() == pytest.approx(weight)
 
 
 def test_confidence_is_the_expectation_of_the_weights():
