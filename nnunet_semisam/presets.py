@@ -28,9 +28,10 @@ class nnUNetTrainerSemiSAMFaithful(nnUNetTrainerSemiSAM):  # noqa: N801 (nnU-Net
     training; EMA decay 0.99; ten answers of SAM, clicked where the one before is in error; noise of 0.1 clipped at 0.2.
 
     What differs from the code of arXiv 2312.06316: prompts (see above, and none where the teacher has no object of 20
-    voxels; a missing and a surplus place are clicked per answer, not one of them, and earlier clicks stay; only where the
-    teacher is sure), no mask prompt in between, consistency on unlabeled patches only, the noise on the student's view, SAM's own threshold (logit 0, not
-    0.5), and everything that is nnU-Net's: network, loss, optimiser, augmentation, sampling.
+    voxels; a missing and a surplus place are clicked per answer, not one of them, earlier clicks stay, and only where
+    the teacher is sure), no mask prompt in between, consistency on unlabeled patches only, the noise on the student's
+    view, SAM's own threshold (logit 0, not 0.5), and everything that is nnU-Net's: network, loss, optimiser,
+    augmentation, sampling.
     """
 
     preset = nnUNetTrainerSemiSAM.preset.with_section(FAITHFUL)

@@ -1,4 +1,4 @@
-"""Where nnU-Net looks for `nnUNetTrainerSemiSAMFaithful` and its length variants; the classes live in `nnunet_semisam`."""
+"""Where nnU-Net looks for `nnUNetTrainerSemiSAMFaithful` and its lengths; the classes live in `nnunet_semisam`."""
 
 from nnunet_semisam.presets import (
     nnUNetTrainerSemiSAMFaithful,
