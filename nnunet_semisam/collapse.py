@@ -25,6 +25,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from nnunet_semisam.data.labeled import head_names
+from nnunet_semisam.ops.align import aligned
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 
 HIGH, LOW, RETURN = 4.0, 10.0, 2.0
@@ -72,6 +73,13 @@ class CollapseGuard:
             return prob
 
         return watched
+
+    def aligned(self, teacher: Callable[[Tensor], Tensor], strength: float) -> Callable[[Tensor], Tensor]:
+        """The teacher with its classes as frequent as in labeled patches; itself while there are no averages yet."""
+        if not strength or self.sparse or self.seen <= WINDOW or not {"teacher", "random"} <= set(self.mean):
+            return teacher
+        labeled, predicted = self.mean["random"], self.mean["teacher"]
+        return lambda image: aligned(teacher(image), labeled, predicted, self.outputs, strength=strength)
 
     def shares(self, target: Any, random_crops: int) -> dict[str, Float[Tensor, " M"]]:
         """Sums over patches of the share of each class, and in the last place of the voxels that count.
@@ -157,6 +165,15 @@ def build_collapse_guard(trainer: nnUNetTrainer, outputs: OutputSpace, *, on: bo
     names = head_names(trainer.label_manager)
     names = ["background", *names] if outputs.has_regions else names
     return CollapseGuard(outputs, names, trainer.label_manager.has_ignore_label, on)
+
+
+def alignment_trouble(trainer: nnUNetTrainer) -> str | None:
+    """Why no labeled patch tells how frequent classes are; None if some do."""
+    if trainer.label_manager.has_ignore_label:
+        return "with an ignore label labeled voxels show more foreground than there is"
+    if not random_crops(trainer, trainer.batch_size):
+        return "no labeled patch is cropped at random (probabilistic oversampling, or a batch that is all foreground)"
+    return None
 
 
 def random_crops(trainer: nnUNetTrainer, batch_size: int) -> int:

@@ -127,6 +127,7 @@ class SemiSAMConfig:
         }
     )
     sam: SamConfig | None = field(default_factory=SamConfig)  # None = no generalist
+    distribution_alignment: float = 0.0  # scale the teacher's classes to the labeled patches' frequencies (ReMixMatch)
     labeled_as_unlabeled: bool = False  # labeled images join the unlabeled pool: what the ignore label left out counts
     allow_unlabeled_val: bool = False  # may a validation case also serve as unlabeled case (transductive)?
     num_epochs: int | None = None
@@ -143,6 +144,13 @@ class SemiSAMConfig:
         for name in ("method_args", "terms"):
             _instance(name, getattr(self, name), Mapping, "a dictionary")
         _number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
+        _number("distribution_alignment", self.distribution_alignment, 0, 1)
+        if self.distribution_alignment and not self.collapse_guard:
+            raise Refused(
+                "distribution_alignment",
+                f"is {self.distribution_alignment!r}, but collapse_guard, which counts the classes, is off; set one of "
+                "them otherwise",
+            )
         for name in ("labeled_as_unlabeled", "allow_unlabeled_val", "collapse_guard", "skip_bad", "resume_changed"):
             _instance(name, getattr(self, name), bool, "true or false")
         for name in ("unlabeled_batch_size", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):

@@ -13,6 +13,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semisam import cascade
+from nnunet_semisam.collapse import alignment_trouble
 from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.data.disk import writing
 from nnunet_semisam.data.loader import build_unlabeled_loader
@@ -107,6 +108,8 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> No
             f"WARNING: semisam: {type(trainer).__name__} is a training of {meant} epochs, but num_epochs of the "
             f"semisam section makes it {length}; results are filed under the name of the trainer"
         )
+    if trainer.semisam.distribution_alignment and (trouble := alignment_trouble(trainer)):
+        trainer.print_to_log_file(f"WARNING: semisam: distribution_alignment has no effect: {trouble}")
     more = " and the images of labeled ones" if trainer.semisam.labeled_as_unlabeled else ""
     trainer.print_to_log_file(f"semisam: {len(pool or {})} unlabeled cases{more}\n", add_timestamp=False)
     if trainer.local_rank == 0:

@@ -166,8 +166,9 @@ class SemiSAM(Base):
         # what do we believe about the unlabeled patches?
         asks_sam = self.sam_assisted is not None and weights.get("sam", 0) > 0
         source = self.sam_assisted if asks_sam else self.method
+        teacher = self.collapse.aligned(self.collapse.watch(self.teacher), self.semisam.distribution_alignment)
         with torch.no_grad(), self.autocast():
-            pseudo = source.pseudo_labels(self.collapse.watch(self.teacher), unlabeled)
+            pseudo = source.pseudo_labels(teacher, unlabeled)
         pseudo = {name: label for name, label in pseudo.items() if weights.get(name, 0) > 0}
 
         # what must the student do about it? (unlabeled first: under DDP the last backward exchanges the gradients)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from test_train_step import toy  # noqa: F401 (a fixture)
 from toy_trainer import REGIONS, build, short, weights
 
-from nnunet_semisam import collapse
+from nnunet_semisam import collapse, stream
 from nnunet_semisam.collapse import CollapseGuard
+from nnunet_semisam.ops.align import aligned
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
 
@@ -176,3 +178,55 @@ def test_random_crops_are_those_of_nnunets_loader(toy):  # noqa: F811
         loader.batch_size = size
         at_random = [number for number in range(size) if not loader.get_do_oversample(number)]
         assert at_random == list(range(collapse.random_crops(built, size)))
+
+
+def test_alignment_takes_the_averages_of_random_crops_and_begins_when_there_are_some(guard):
+    rows = sums((0.2, 0.01), (0.5, 0.3), (0.1, 0.01))
+    prob = torch.tensor([0.5, 0.4, 0.1]).view(1, 3, 1, 1)
+
+    def say(strength=1.0):
+        return guard.aligned(lambda image: image, strength)(prob)
+
+    assert torch.equal(say(), prob)
+    fed(guard, rows, times=collapse.WINDOW + 1)
+    expected = aligned(prob, [0.89, 0.1, 0.01], [0.79, 0.2, 0.01], guard.outputs)
+    assert torch.allclose(say(), expected) and say()[0, 1].item() < 0.3
+    assert torch.allclose(say(0.5), aligned(prob, [0.89, 0.1, 0.01], [0.79, 0.2, 0.01], guard.outputs, strength=0.5))
+    assert torch.equal(say(0), prob)
+    guard.sparse = True
+    assert torch.equal(say(), prob)
+
+
+def test_aligned_labels_are_what_the_student_learns_and_sam_is_asked_about(toy, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(collapse, "WINDOW", 0.999)  # from the second iteration on
+
+    def run(strength):
+        trainer = build(nnUNetTrainerSemiSAM, short(distribution_alignment=strength))
+        seen = []
+        trainer.on_train_start()
+        labeler = trainer.sam_assisted.labeler
+        trainer.sam_assisted.labeler = lambda image, prob, iteration: (
+            seen.append(prob) or labeler(image, prob, iteration)
+        )
+        trainer.sam_assisted.labeler.stats = {"items": 0, "agreement": 0}
+        trainer.on_train_epoch_start()
+        for _ in range(3):
+            trainer.train_step(next(trainer.dataloader_train))
+        return seen, weights(trainer)
+
+    (plain, student), (scaled, other) = run(0.0), run(1.0)
+    assert torch.equal(plain[0], scaled[0]) and not torch.equal(plain[1], scaled[1])
+    assert not torch.equal(student, other)
+
+
+@pytest.mark.parametrize("why", ["", "probabilistic", "ignore label"])
+def test_alignment_without_effect_is_told(toy, monkeypatch, why):  # noqa: F811
+    trainer = build(nnUNetTrainerSemiSAM, short(distribution_alignment=1.0))
+    trainer.initialize()
+    trainer.probabilistic_oversampling = why == "probabilistic"
+    if why == "ignore label":
+        monkeypatch.setattr(LabelManager, "has_ignore_label", True)
+    said = []
+    monkeypatch.setattr(trainer, "print_to_log_file", lambda *words, **_: said.append(" ".join(map(str, words))))
+    stream.write_configuration(trainer, {})
+    assert [why in line for line in said if "no effect" in line] == ([True] if why else [])
