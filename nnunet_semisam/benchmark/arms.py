@@ -10,6 +10,7 @@ from typing import Any
 TRAINER = "nnUNetTrainerSemiSAM"
 NAME = re.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")  # no double underscore: nnU-Net splits folder names there
 SETTLED = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "seed")
+CONTROL = {"sam": {"backend_args": {"random_weights": 0}, "tune": 0, "trust": None, "min_agreement": 0.0}}
 NO_TERMS = {"terms": {"consistency": {"weight": 0}, "sam": {"weight": 0}}}
 
 
@@ -57,6 +58,7 @@ BUILT_IN = {
         Arm(name="mean_teacher", trainer="nnUNetTrainerMeanTeacher"),
         Arm(name="semisam"),
         Arm(name="faithful", trainer="nnUNetTrainerSemiSAMFaithful"),
+        Arm(name="random_sam", section=CONTROL),  # neither known anything before, nor shown the labels
     )
 }
 

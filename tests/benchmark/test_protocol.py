@@ -59,7 +59,7 @@ def test_every_built_in_arm_has_a_section_that_the_trainer_takes_and_supervised_
     for arm in BUILT_IN.values():
         check_section(arm.section)
         terms = SemiSAMConfig().with_section(arm.section).active_terms()
-        assert bool(terms) == (arm.name in ("mean_teacher", "semisam", "faithful"))
+        assert bool(terms) == (arm.name in ("mean_teacher", "semisam", "faithful", "random_sam"))
 
 
 def test_flags_are_laid_over_the_file_and_the_file_over_what_the_folder_remembers(tmp_path):

@@ -294,6 +294,16 @@ def test_no_items_and_chosen_channels(backend):
         EmbeddedSam(channels=(4,)).embed(image)
 
 
+def test_random_weights_follow_their_seed_and_nothing_of_the_file_is_left():
+    first, again, other = (EmbeddedSam(random_weights=seed).generalists[3].network for seed in (0, 0, 1))
+    shipped = EmbeddedSam().generalists[3].network
+    for name, known in shipped.named_parameters():
+        drawn = dict(first.named_parameters())[name]
+        assert torch.equal(drawn, dict(again.named_parameters())[name]) and not drawn.requires_grad
+        assert drawn.ndim < 2 or not torch.equal(drawn, known)  # scales and shifts may begin and end at 1 and 0
+    assert not torch.equal(first.stem.weight, other.stem.weight)
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         EmbeddedSam(str(tmp_path / "gone.pt"))

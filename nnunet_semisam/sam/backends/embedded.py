@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.sam.base import SamBackend
-from nnunet_semisam.sam.embedded import load_generalists
+from nnunet_semisam.sam.embedded import forgotten, load_generalists
 from nnunet_semisam.sam.embedded.channels import attention_boxes, network_input
 from nnunet_semisam.sam.embedded.frame import Frame
 from nnunet_semisam.sam.embedded.tuning import FrameTask, scenes_of
@@ -37,6 +37,7 @@ class EmbeddedSam(SamBackend):
         keep: log-odds added in favour of a mask prompt. 0 repairs bad prompts most and spoils good ones, 3 changes
             little; the default gains on masks of Dice 0.6 to 0.85 (`benchmarks/results/embedded_on_real.md`).
         rounds: how often to look; from the second time on the answer is the mask prompt and sets the frame.
+        random_weights: seed of fresh random weights in place of the file's: a control for experiments.
     """
 
     ndims = (2, 3)
@@ -55,6 +56,7 @@ class EmbeddedSam(SamBackend):
         grow: float = 0.3,
         keep: float = 1.0,
         rounds: int = 1,
+        random_weights: int | None = None,
     ) -> None:
         if rounds < 1:
             raise ValueError(f"semisam: sam.backend_args.rounds is {rounds}; the generalist has to look at least once")
@@ -63,6 +65,8 @@ class EmbeddedSam(SamBackend):
         if grow < 0:
             raise ValueError(f"semisam: sam.backend_args.grow is {grow}; it must be a number of at least 0")
         self.generalists = load_generalists(checkpoint)
+        if random_weights is not None:
+            self.generalists = forgotten(self.generalists, random_weights)
         self.channels, self.grow, self.keep, self.rounds = tuple(channels), grow, keep, rounds
         self.to(device)
 

@@ -36,6 +36,16 @@ def load_generalists(checkpoint: str | Path | None = None) -> dict[int, Generali
         ) from error
 
 
+def forgotten(generalists: dict[int, Generalist], seed: int) -> dict[int, Generalist]:
+    """Networks of the same shape with random weights, for controls: what they still bring is not knowledge."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {
+            ndim: Generalist(PromptableUNet(ndim, known.network.width).requires_grad_(False).eval(), known.grid)
+            for ndim, known in generalists.items()
+        }
+
+
 def _rebuild(ndim: int, part: dict) -> Generalist:
     network = PromptableUNet(ndim, part["width"])
     network.load_state_dict({name: tensor.float() for name, tensor in part["state"].items()})
