@@ -19,23 +19,27 @@ WEIGHTS = ("iou", "stability", "agreement")
 class TermConfig:
     """Weight of one loss term over the training.
 
-    `iterations` is the length of the schedule; None means the whole training.
+    `delay` iterations pass with weight 0 before the schedule begins. `iterations` is the length of the schedule; None
+    means until the end of the training.
     """
 
     weight: float
     schedule: str = "constant"
     iterations: int | None = None
+    delay: int = 0
 
     def __post_init__(self) -> None:
         _one_of("schedule", self.schedule, SCHEDULES)
         _number("weight", self.weight, 0)
         _integer("iterations", self.iterations, 1, or_null=True)
+        _integer("delay", self.delay, 0)
 
     def at(self, iteration: int, total_iterations: int) -> float:
         """The weight at `iteration` (counted from 0) of a training of `total_iterations`."""
-        if self.weight == 0:
+        if self.weight == 0 or iteration < self.delay:
             return 0.0
-        return self.weight * SCHEDULES[self.schedule](iteration, self.iterations or total_iterations)
+        length = self.iterations or max(1, total_iterations - self.delay)
+        return self.weight * SCHEDULES[self.schedule](iteration - self.delay, length)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ WRONG_TYPES = [
         (["num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "unlabeled_batch_size"],
          [5.0, True, "5", 0, float("nan")], "an integer of at least 1, or null"),
         (["terms.sam.iterations"], [2.0, True, 0], "an integer of at least 1, or null"),
+        (["terms.sam.delay"], [2.0, True, -1, None], "an integer of at least 0"),
         (["seed"], [1.0, False, "1"], "an integer, or null"),
         (["sam.planes", "sam.num_points", "sam.min_voxels"], [3.0, True, None, 0], "an integer of at least 1"),
         (["sam.num_negative_points", "sam.jitters"], [1.0, False, -1, None], "an integer of at least 0"),
@@ -213,3 +214,11 @@ def test_changes_name_the_path_and_both_values_and_nothing_else():
 def test_methods_are_found_by_file_name():
     assert {"mean_teacher", "fixmatch"} <= set(list_methods())
     assert not any(name.startswith("_") for name in list_methods())
+
+
+@pytest.mark.parametrize(("iterations", "length"), [(None, 75), (10, 10)], ids=str)
+def test_a_delayed_term_begins_its_schedule_when_the_delay_is_over(iterations, length):
+    late = TermConfig(weight=2.0, schedule="linear_rampdown", iterations=iterations, delay=25)
+    plain = TermConfig(weight=2.0, schedule="linear_rampdown", iterations=length)
+    assert [late.at(iteration, 100) for iteration in range(25)] == [0.0] * 25
+    assert [late.at(iteration + 25, 100) for iteration in range(75)] == [plain.at(i, 100) for i in range(75)]

@@ -112,6 +112,15 @@ def test_sam_is_asked_only_while_its_weight_is_above_zero(toy, batches):
     assert toy.calls == 2
 
 
+def test_sam_is_not_asked_during_the_delay_and_a_delay_without_end_is_refused(toy, batches):
+    terms = {"sam": {"weight": 1.0, "schedule": "constant", "delay": 2}}
+    stepped(short(terms=terms), batches)
+    assert toy.calls == 1
+    terms["sam"]["delay"] = 3
+    with pytest.raises(ValueError, match="terms.sam.delay is 3, but the training has 3 iterations"):
+        stepped(short(terms=terms), batches)
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_sam_is_told_the_voxel_size_of_the_plans(toy, ndim):
     built = build(nnUNetTrainerSemiSAM, short(), patch_size=(16,) * ndim)
