@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 PLAIN_COMPILE = torch.compile
 CONSTANT = {name: {"weight": 0.5, "schedule": "constant"} for name in ("consistency", "sam")}
-SECTION = {"terms": CONSTANT, "num_iterations_per_epoch": 2}
+SECTION = {"terms": CONSTANT, "num_iterations_per_epoch": 2, "unlabeled_batch_size": 3}  # sizes differ: a recompilation
 
 
 @pytest.fixture
