@@ -1,8 +1,8 @@
 """`torch.compile`, which nnU-Net switches on on CUDA only: here it is switched on on the CPU, as nnU-Net does it there.
 
 The backend "eager" traces graphs, guards and recompiles, and runs what it has traced by the kernels of an uncompiled
-network, so results must be equal to the last bit. "aot_eager" traces the gradient, too. "inductor" is the compiler
-that CUDA has; its kernels on the CPU are others, and it takes over a minute: NNUNET_SEMISAM_LONG=1.
+network, so results must be equal to the last bit. "aot_eager", inside DDP, traces the gradient, too. "inductor" is the
+compiler that CUDA has; its kernels on the CPU are others, and it takes over a minute: NNUNET_SEMISAM_LONG=1.
 """
 
 import os
@@ -59,7 +59,6 @@ def vectors(trainer):
     [
         ("eager", (16, 16, 16), 0),
         ("eager", (16, 16), 0),
-        ("aot_eager", (16, 16, 16), 1e-4),
         pytest.param(
             "inductor", (16, 16, 16), 1e-4,
             marks=pytest.mark.skipif(not os.environ.get("NNUNET_SEMISAM_LONG"), reason="over a minute"),
@@ -92,7 +91,7 @@ def _untrained(patch_size):
     return [p.detach() for p in built.network.parameters()]
 
 
-@pytest.mark.parametrize("before, after", [("eager", "eager"), ("eager", None), (None, "eager")])
+@pytest.mark.parametrize("before, after", [("eager", None), (None, "eager")])
 def test_either_continues_what_the_other_began(toy, compiling, monkeypatch, before, after):  # noqa: F811
     section = short(**SECTION, num_epochs=2)
     whole = trained(section=section)
@@ -121,9 +120,9 @@ def test_compiled_inside_ddp(toy, compiling, monkeypatch, tmp_path):  # noqa: F8
             self.device, self.grad_scaler = torch.device("cpu"), None
             super().initialize()
 
+    alone = trained(section=short(**SECTION))
     # nnU-Net gives the lowest output no weight here, and counts on the compiled gradient to reach its parameters anyway
     compiling("aot_eager")
-    alone = trained(section=short(**SECTION))
     parallel = nnunet.DDP
     monkeypatch.setattr(nnunet, "DDP", lambda network, device_ids: parallel(network))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
@@ -133,7 +132,7 @@ def test_compiled_inside_ddp(toy, compiling, monkeypatch, tmp_path):  # noqa: F8
         dist.destroy_process_group()
     assert isinstance(ours.network, parallel) and isinstance(ours.network.module, OptimizedModule) and graphs() > 0
     for one, other in zip(vectors(alone), vectors(ours), strict=True):
-        assert (one - other).abs().max() <= 1e-5
+        assert (one - other).abs().max() <= 1e-4
     content = torch.load(f"{ours.output_folder}/checkpoint_final.pth", weights_only=True)
     assert content["network_weights"].keys() == content[KEY]["teacher"].keys() == ours.teacher.state_dict().keys()
     assert not [key for key in content["network_weights"] if key.startswith(("module.", "_orig_mod."))]

@@ -71,9 +71,7 @@ class _FromNumbers(TorchFunctionMode):
         if on_device and function is torch.Tensor.tolist:
             return args[0].cpu().tolist()
         if on_device and function is torch.quantile:  # computes in float64 unless a device is called MPS
-            return function(*(part.cpu() if isinstance(part, torch.Tensor) else part for part in args), **kwargs).to(
-                DEVICE
-            )
+            return function(*tree_map(_inner, args), **kwargs).to(DEVICE)
         if on_device and function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(part).to(DEVICE) if isinstance(part, list) else part for part in index)
