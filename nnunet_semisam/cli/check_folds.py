@@ -24,19 +24,20 @@ from nnunet_semisam.data.splits import (
 
 if TYPE_CHECKING:
     from nnunet_semisam.cli.check import Report
+    from nnunet_semisam.cli.check_images import Images
     from nnunet_semisam.config import SemiSAMConfig
 
 DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where no splits_final.json is given
 
 
 def check_folds(
-    planned: PlannedDataset, name: str, images: list[str], report: Report, *,
+    planned: PlannedDataset, name: str, images: Images, report: Report, *,
     config: SemiSAMConfig | None, fold: int | str | None,
 ) -> None:  # fmt: skip
     """Checks the folds of the preprocessed configuration `name`; what is found goes into the report.
 
     Args:
-        images: case names in `imagesUn`.
+        images: of `imagesUn`.
         config: from the configuration's section; None if that is wrong.
         fold: None = all of `splits_final.json`.
     """
@@ -56,13 +57,13 @@ def check_folds(
 
 
 def _check_splits(
-    planned: PlannedDataset, known: list[str], images: list[str], report: Report, *,
+    planned: PlannedDataset, known: list[str], images: Images, report: Report, *,
     fold: int | str | None, name: str, allow_unlabeled_val: bool, required: bool,
 ) -> list[str]:  # fmt: skip
     """The hidden cases of the checked folds."""
     splits_file = planned.folder / "splits_final.json"
     place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
-    report.problem(*collision_problems(images, known, place))
+    report.problem(*collision_problems(images.usable, known, place))
     splits = {}
     if fold != "all" and not splits_file.is_file():
         _check_default_split(splits_file, known, report, fold=fold, name=name)
@@ -72,7 +73,7 @@ def _check_splits(
             splits[number] = split
             report.warning(*training_cases_in_val(split, splits_file, number))
             more = "" if required else " (and the images of the labeled cases)"
-            unlabeled = f"{len(split.unlabeled)} hidden + {len(images)} from {FOLDER}{more} unlabeled"
+            unlabeled = f"{len(split.unlabeled)} hidden + {len(images.usable)} from {FOLDER}{more} unlabeled"
             report.facts.append(
                 f"{name}, fold {number}: labeled and validation cases chosen by nnU-Net, {unlabeled} case(s)"
                 if number != "all" and not split.labeled and not split.val
@@ -80,7 +81,7 @@ def _check_splits(
                 f"{len(split.val)} validation case(s)"
             )
     hidden = sorted({case for split in splits.values() for case in split.unlabeled})
-    if required and not images and not hidden and (splits or fold is None):
+    if required and not any(images) and not hidden and (splits or fold is None):
         report.problem(no_case_message(place, splits_file, "(any)" if fold is None else fold))
     return hidden
 

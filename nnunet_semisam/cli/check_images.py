@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -22,21 +22,30 @@ if TYPE_CHECKING:
     from nnunet_semisam.cli.check import Report
 
 
-def check_images(planned: PlannedDataset, report: Report, *, skips: bool) -> list[str]:
-    """Case names in `imagesUn`; what is wrong with the images goes into the report.
+class Images(NamedTuple):
+    """Names of the cases in `imagesUn`."""
+
+    usable: list[str]
+    to_mend: list[str]
+
+
+def check_images(planned: PlannedDataset, report: Report, *, skips: bool) -> Images:
+    """The cases in `imagesUn`; what is wrong with images goes into the report.
 
     Args:
-        skips: whether training leaves out what is wrong, so that it is no problem.
+        skips: whether training leaves out what is wrong, so that it is no problem and nothing is to be mended.
     """
     known = len(report.problems)
     raw_folder = raw_folder_of(planned.name)
     if raw_folder is None:
         report.facts.append(f"{FOLDER}: not checked, this machine has no raw folder of {planned.name} (nnUNet_raw)")
-        return []
+        return Images([], [])
     cases, problems = scan_unlabeled(raw_folder, planned.dataset_json)
-    report.facts.append(f"{raw_folder / FOLDER}: {len(cases)} case(s)")
-    report.problem(*problems)
-    _open(planned, report, cases, raw_folder)
+    report.problem(*(sentence for _, sentence in problems))
+    bad = {case for spoiled, _ in problems for case in spoiled} | _open(planned, report, cases, raw_folder)
+    usable = [case for case in cases if case not in bad]
+    more = f", {len(bad)} that cannot be used" if bad else ""
+    report.facts.append(f"{raw_folder / FOLDER}: {len(usable)} usable case(s){more}")
     if skips:
         report.warning(*(f"left out, since skip_bad is true: {problem}" for problem in report.problems[known:]))
         del report.problems[known:]
@@ -46,27 +55,32 @@ def check_images(planned: PlannedDataset, report: Report, *, skips: bool) -> lis
             "measured on an image that training has seen; to hide a label, list the case as "
             '"unlabeled" in splits_final.json instead. Remove the copy.'
         )
-    return list(cases)
+    return Images(usable, [] if skips else sorted(bad))
 
 
-def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], raw_folder: Path) -> None:
+def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], raw_folder: Path) -> set[str]:
+    """The cases whose content is wrong."""
     labels: list[str] = []
     endless: list[str] = []
+    found: list[str] = []  # in the case that is looked at
+    bad = set()
 
     def look(files: list[str], image: np.ndarray) -> None:
-        if wrong := label_problems(files, image, planned.dataset_json, planned.plans_manager.plans):
-            report.problem(*wrong)
-            return
-        labels.extend(Path(file).name for file in label_like_files(files, image))
-        endless.extend(Path(file).name for file in not_finite_files(files))
+        found.extend(label_problems(files, image, planned.dataset_json, planned.plans_manager.plans))
+        if not found:
+            labels.extend(Path(file).name for file in label_like_files(files, image))
+            endless.extend(Path(file).name for file in not_finite_files(files))
 
-    problems = open_problems(
-        cases, planned.plans_manager.image_reader_writer_class(), planned.dataset_json,
-        num_files=files_per_case(raw_folder, planned.dataset_json),
-        volumes=has_volumes(planned.plans_manager), look=look, progress=tqdm,
-    )  # fmt: skip
-    report.problem(*problems)
+    manager, content = planned.plans_manager, planned.dataset_json
+    num_files, volumes = files_per_case(raw_folder, content), has_volumes(manager)
+    for case, files in tqdm(cases.items()):
+        found.clear()
+        reader = manager.image_reader_writer_class()
+        found.extend(open_problems({case: files}, reader, content, num_files=num_files, volumes=volumes, look=look))
+        report.problem(*found)
+        bad |= {case} if found else set()
     _warn(report, f"{raw_folder / FOLDER}", labels, endless)
+    return bad
 
 
 def _warn(report: Report, folder: str, labels: list[str], endless: list[str]) -> None:

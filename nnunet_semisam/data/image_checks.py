@@ -25,7 +25,6 @@ def open_problems(
     num_files: int | None = None,
     volumes: bool = False,
     look: Callable[[list[str], np.ndarray], None] = lambda files, image: None,
-    progress: Any = iter,
 ) -> list[str]:
     """Opens every image with nnU-Net's `reader` object; what is wrong, one sentence per problem.
 
@@ -38,7 +37,7 @@ def open_problems(
         look: gets the files and the image of every case that opens.
     """
     problems = []
-    for case in progress(list(cases)):
+    for case in cases:
         if before := file_problems(cases[case]):
             problems += before
             continue

@@ -30,7 +30,7 @@ def list_unlabeled(
     Raises:
         ValueError: with one line for every file or case that is wrong.
     """
-    cases, problems = _scan(raw_folder, dataset_json)
+    cases, problems = scan_unlabeled(raw_folder, dataset_json)
     sentences = [sentence for _, sentence in problems]
     if sentences and skipped is None:
         raise ValueError(
@@ -43,13 +43,8 @@ def list_unlabeled(
     return {case: files for case, files in cases.items() if case not in bad}
 
 
-def scan_unlabeled(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str, list[str]], list[str]]:
-    """The cases of `imagesUn` and what is wrong with their names, one sentence per problem."""
-    cases, problems = _scan(raw_folder, dataset_json)
-    return cases, [sentence for _, sentence in problems]
-
-
-def _scan(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str, list[str]], list[Problem]]:
+def scan_unlabeled(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str, list[str]], list[Problem]]:
+    """The cases of `imagesUn` and what is wrong with their names."""
     folder = Path(raw_folder) / FOLDER
     if not folder.is_dir():
         return {}, []

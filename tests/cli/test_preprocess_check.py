@@ -227,6 +227,26 @@ def test_check_warns_of_a_copy_of_a_labeled_image(ready, capsys):
     assert told.count("WARNING") == 1 and "scan_x_0000.nii.gz is a copy of imagesTr/c_0000.nii.gz" in told
 
 
+def test_check_counts_what_can_be_used_and_what_cannot(ready, capsys):
+    ready.image("empty").write_bytes(b"")
+    ready.image("a")  # the name of a labeled case
+    ready.image("a", "imagesTr")
+    (ready.raw / "imagesUn" / "label.nii.gz").touch()  # no case
+    only = ["-d", "901", "-c", "3d_fullres", "-f", "1"]
+    assert check.main(only) == 1
+    told = capsys.readouterr().out
+    assert "imagesUn: 1 usable case(s), 2 that cannot be used\n" in told and "0 hidden + 1 from imagesUn" in told
+    ready.edit_plans("3d_fullres", semisam={"skip_bad": True})
+    assert check.main(only) == 0
+    told = capsys.readouterr().out
+    assert "imagesUn: 1 usable case(s), 2 that cannot be used\n" in told and "0 hidden + 1 from imagesUn" in told
+    for case in ("x", "empty", "a"):
+        ready.image(case).write_bytes(b"")
+    assert check.main(only) == 1  # as in training: nothing is left
+    told = capsys.readouterr().out
+    assert "imagesUn: 0 usable case(s), 3 that cannot be used\n" in told and "no unlabeled case found" in told
+
+
 def test_skip_bad_in_the_section_counts_for_the_commands_too(ready, capsys):
     ready.image("bad").write_bytes(b"")
     (ready.raw / "imagesUn" / "label.nii.gz").touch()

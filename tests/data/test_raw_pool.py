@@ -25,7 +25,7 @@ def raw(tmp_path):
 
 
 def problems_of(raw_folder, **more):
-    return scan_unlabeled(raw_folder, dataset_json(**more))[1]
+    return [sentence for _, sentence in scan_unlabeled(raw_folder, dataset_json(**more))[1]]
 
 
 def test_lists_the_same_files_as_nnunet(raw):
