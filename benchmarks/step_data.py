@@ -38,20 +38,26 @@ def write(folder: Path, patch_size: Sequence[int]) -> None:
 
 
 def _case(patch_size: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels, with a first axis of one channel."""
     sides = [SLICES] * (3 - len(patch_size)) + [side * 5 // 4 for side in patch_size]
-    places = np.stack(np.meshgrid(*[np.arange(side, dtype=np.float32) for side in sides], indexing="ij"))
     radius = min(patch_size) * 0.15
     labels = np.zeros((1, *sides), dtype=np.int8)
     for label, share in zip(GREY, (0.35, 0.65), strict=True):
         centre = np.array([side * share for side in sides]) + rng.uniform(-1, 1, 3) * radius / 4
         if len(patch_size) == 2:
             centre[0] = SLICES / 2
-        distance = np.sqrt(((places - centre.reshape(3, 1, 1, 1)) ** 2).sum(0))
-        labels[0][distance < radius] = label
+        offsets = np.ix_(*[np.arange(side) - middle for side, middle in zip(sides, centre, strict=True)])
+        labels[0][sum(offset**2 for offset in offsets) < radius**2] = label
     image = 0.1 * rng.standard_normal(labels.shape, dtype=np.float32)
     for label, grey in GREY.items():
         image[labels == label] += grey
     return image, labels
+
+
+def ball_patch(patch_size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """The middle of a case, (1, *patch_size)."""
+    image, _ = _case(patch_size, rng)
+    return image[(0, *[slice(side // 8, side // 8 + side) for side in patch_size])][None]
 
 
 def seen_in(image: Tensor) -> Tensor:
