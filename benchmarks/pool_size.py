@@ -83,17 +83,17 @@ def _measured(folder: Path, count: int, batches: int) -> dict[str, float]:
 def _starts(batches: int) -> dict[str, float]:
     """Stock and mean teacher, from the trainer's construction to its first step."""
     from step_arms import Task, arms, started
-    from step_memory import _resident
+    from step_memory import resident
 
     found = {}
     task = Task.made_up(PATCH, batch_size=2, features=[4, 8, 8], device="cpu")
     stock, mean_teacher = arms([])
     for arm in (stock, stock, mean_teacher):  # the first start also imports
-        before, start = _resident("VmRSS"), time.perf_counter()
+        before, start = resident("VmRSS"), time.perf_counter()
         trainer = started(arm, task)
         trainer.train_step(next(trainer.dataloader_train))
         found[f"start, {arm.name}"] = time.perf_counter() - start
-        found[f"memory of the start, {arm.name}"] = _resident("VmRSS") - before
+        found[f"memory of the start, {arm.name}"] = resident("VmRSS") - before
     stream = trainer.dataloader_unlabeled
     spent = [_seconds(lambda: next(stream)) for _ in range(batches)]
     return found | {"a batch": 1000 * statistics.median(spent)}

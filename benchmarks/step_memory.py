@@ -1,4 +1,4 @@
-"""Peak memory of a training step, each trainer in a process of its own.
+"""Peak memory of a training step, and the time to the first one, each trainer in a process of its own.
 
 On CUDA what torch has allocated at most during the steps. On a CPU the largest resident size of the process during the
 steps less its size before the trainer was built: with the loader's arrays, and with memory that the allocator keeps, so
@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import re
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,29 @@ import torch
 MIB = 2**20
 
 
-def peak_memory(arm: str, backends: list[str], task: object, *, steps: int = 2) -> float:
-    """MiB, measured in a new process."""
+def start_and_peak(arm: str, backends: list[str], task: object, *, steps: int = 2) -> tuple[float, float]:
+    """Seconds from the trainer's construction to the end of its first step, imports done; and MiB. In a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, arm, backends, task, steps).result()
 
 
-def _measure(name: str, backends: list[str], task: Any, steps: int) -> float:
+def _measure(name: str, backends: list[str], task: Any, steps: int) -> tuple[float, float]:
     from step_arms import arms, good_teachers, started
+    from step_parts import clock
 
     arm = next(arm for arm in arms(backends) if arm.name == name)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), good_teachers(task):
+        start = time.perf_counter()
         trainer = started(arm, task)
         trainer.train_step(next(trainer.dataloader_train))
+        first = clock(trainer.device)() - start
         _forget_peak(trainer.device)
         for _ in range(steps):
             trainer.train_step(next(trainer.dataloader_train))
     if trainer.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(trainer.device) / MIB
-    return _resident("VmHWM") - before
+        return first, torch.cuda.max_memory_allocated(trainer.device) / MIB
+    return first, resident("VmHWM") - before
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -54,6 +58,6 @@ def _forget_peak(device: torch.device) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM counts anew (proc(5))
 
 
-def _resident(key: str) -> float:
+def resident(key: str) -> float:
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024

@@ -17,6 +17,7 @@ class Measured:
     plain: list[float] = field(default_factory=list)
     by_part: list[dict[str, float]] = field(default_factory=list)
     operations: dict[str, float] = field(default_factory=dict)
+    start: float | None = None  # seconds to the end of the first step
     memory: float | None = None  # MiB
     objects: float | None = None  # that SAM was asked about, per step
 
@@ -35,14 +36,16 @@ class Measured:
 
 
 def tables(found: Mapping[str, Measured]) -> str:
-    """Markdown: step and memory, seconds by part, operations by part."""
+    """Markdown: step, memory and start, seconds by part, operations by part."""
     stock = next(iter(found.values()))
-    lines = _header(["trainer", "median s", "min", "max", "x stock", "peak MiB", "objects asked about"])
+    lines = _header(
+        ["trainer", "median s", "min", "max", "x stock", "peak MiB", "first step after s", "objects asked about"]
+    )
     for name, one in found.items():
-        memory = "" if one.memory is None else f"{one.memory:.0f}"
-        objects = "" if one.objects is None else f"{one.objects:.1f}"
+        alone = [f"{one.memory:.0f}", f"{one.start:.2f}"] if one.memory is not None else ["", ""]
+        cells = [*alone, "" if one.objects is None else f"{one.objects:.1f}"]
         times = f"{one.seconds:.3f} | {min(one.plain):.3f} | {max(one.plain):.3f} | {one.seconds / stock.seconds:.2f}"
-        lines.append(f"| {name} | {times} | {memory} | {objects} |")
+        lines.append(f"| {name} | {times} | {' | '.join(cells)} |")
     lines += ["", *_by_part("seconds", {name: one.parts for name, one in found.items()}, 1.0, 3)]
     counted = {name: one.operations for name, one in found.items() if one.operations}
     if counted:

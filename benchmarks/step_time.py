@@ -26,7 +26,7 @@ from pathlib import Path
 import step_data
 import torch
 from step_arms import Arm, Task, arms, good_teachers, started
-from step_memory import peak_memory
+from step_memory import start_and_peak
 from step_parts import clock, operations_of_step, parts_of_step, seconds_of_step
 from step_report import Measured, picture, tables
 
@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch, on the CPU")
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (a process per trainer)")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="leave out the process per trainer for peak memory and start"
+    )
     parser.add_argument("--no-flops", action="store_true", help="leave out operations (one step more per trainer)")
     parser.add_argument("--picture", type=Path, metavar="FILE")
     return parser
@@ -90,7 +92,7 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Measured]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         if not args.no_memory:
             for name, one in found.items():
-                one.memory = peak_memory(name, backends, task)
+                one.start, one.memory = start_and_peak(name, backends, task)
         with good_teachers(task):
             _take_turns(chosen, task, args, found)
     return found

@@ -326,3 +326,15 @@ def test_the_longer_the_manifest_takes_to_write_the_less_often_it_is_written(tmp
         manifest.add(str(number), [str(image)])
     manifest.save()
     assert len(lines) < 8 and lines[0] == 1 and lines[-1] == 1000  # every 200 seconds, not every 2
+
+
+def test_the_spacing_file_beside_a_tiff_counts_as_one_of_its_files(tmp_path):
+    for name in ("a_0000.tif", "a.json", "b_0000.nii.gz", "b.json"):
+        (tmp_path / name).write_text(name)
+    manifest = Manifest.load(tmp_path / "made", "settings")
+    for image in ("a_0000.tif", "b_0000.nii.gz"):
+        manifest.add(image[0], [str(tmp_path / image)])
+    assert [list(record["files"]) for record in manifest.cases.values()] == [
+        ["a_0000.tif", "a.json"],
+        ["b_0000.nii.gz"],
+    ]
