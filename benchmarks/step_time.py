@@ -62,9 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch, on the CPU")
-    parser.add_argument(
-        "--no-memory", action="store_true", help="leave out the process per trainer for peak memory and start"
-    )
+    parser.add_argument("--no-memory", action="store_true", help="leave out memory and start (a process per trainer)")
     parser.add_argument("--no-flops", action="store_true", help="leave out operations (one step more per trainer)")
     parser.add_argument("--picture", type=Path, metavar="FILE")
     return parser
