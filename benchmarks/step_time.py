@@ -1,81 +1,119 @@
-"""Seconds per training iteration of stock trainer, mean teacher and SemiSAM: same network, patch and batch, one run.
+"""Seconds, operations and memory of a training iteration: stock trainer, mean teacher, SemiSAM; part by part.
 
-    python benchmarks/step_time.py DATASET_ID CONFIGURATION [--steps 10] [--device cpu]
+    python benchmarks/step_time.py --data DATASET CONFIGURATION
+    python benchmarks/step_time.py --patch-size 32 32 32 --batch-size 2 --features 8 16 32 32
 
-Reads nnU-Net's three folders from the environment; the fold must have unlabeled cases. Loading is included
-(`nnUNet_n_proc_DA=0` loads within the step), tuning of the generalist before training is not. Medians after warm-up;
-the arms take turns, so that a change in the machine's load meets them all.
+The first form reads nnU-Net's three folders from the environment, and the fold must have unlabeled cases. The second
+makes up a data set of that size in a temporary folder, where teachers run and then say what is in the image, so that
+SAM is asked about two objects per patch. nnU-Net's usual sizes: `--patch-size 128 128 128 --batch-size 2 --features 32
+64 128 256 320 320`, and `--patch-size 512 512 --batch-size 12 --features 32 64 128 256 512 512 512 512`.
+
+Loading is included (`nnUNet_n_proc_DA=0` loads within the step); the test of SAM and its tuning before training are
+not. The arms take turns, so that a change in the machine's load meets them all: each round is one plain step, timed as
+a whole, and one step with parts, during which CUDA waits at each part's end. A backend that needs a checkpoint and is
+given none has random weights: its time is right, its answers are not.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import statistics
-import time
-from dataclasses import replace
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import step_data
 import torch
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
-
-ARMS = {"stock": nnUNetTrainer, "mean teacher": nnUNetTrainerMeanTeacher, "SemiSAM": nnUNetTrainerSemiSAM}
+from step_arms import Arm, Task, arms, good_teachers, started
+from step_memory import start_and_peak
+from step_parts import clock, operations_of_step, parts_of_step, seconds_of_step
+from step_report import Measured, picture, tables
 
 
-def started(trainer: type, args: argparse.Namespace) -> nnUNetTrainer:
-    """A trainer ready for its first step."""
-    folder = Path(str(nnUNet_preprocessed)) / maybe_convert_to_dataset_name(args.dataset)
-    plans = json.loads((folder / f"{args.plans}.json").read_text()) | {"continue_training": False}
-    dataset_json = json.loads((folder / "dataset.json").read_text())
-    built = trainer(copy.deepcopy(plans), args.configuration, args.fold, dataset_json, torch.device(args.device))
-    if getattr(built, "semisam", None) is not None and built.semisam.sam is not None:
-        built.semisam = replace(built.semisam, sam=replace(built.semisam.sam, tune=0))
-    built.on_train_start()
-    built.on_train_epoch_start()
-    return built
+def main(arguments: list[str] | None = None) -> None:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if bool(args.data) == bool(args.patch_size):
+        parser.error("give either --data or --patch-size")
+    with _task(args) as task:
+        found = measure(task, args)
+    text = tables(found)
+    print(text)
+    if args.picture:
+        size = "x".join(map(str, task.plans["configurations"][task.configuration]["patch_size"]))
+        picture(found, args.picture, f"patch {size}, {_device(task.device)}, {args.steps} steps")
 
 
-def seconds_of_a_step(trainer: nnUNetTrainer) -> float:
-    """Wall time of loading and one step."""
-    start = time.perf_counter()
-    trainer.train_step(next(trainer.dataloader_train))
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=int)
-    parser.add_argument("configuration")
+    parser.add_argument("--data", nargs=2, metavar=("DATASET", "CONFIGURATION"))
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--plans", default="nnUNetPlans")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--patch-size", type=int, nargs="+", metavar="SIDE")
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--features", type=int, nargs="+", default=[8, 16, 32, 32], help="channels per stage")
+    parser.add_argument(
+        "--backend", action="append", metavar="NAME[=CHECKPOINT]", help="may be given again (default: embedded)"
+    )
+    parser.add_argument("--steps", type=int, default=7, help="rounds that count")
+    parser.add_argument("--warm-up", type=int, default=2, help="rounds before")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    trainers = {name: started(kind, args) for name, kind in ARMS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+    parser.add_argument("--threads", type=int, help="of torch, on the CPU")
+    parser.add_argument("--no-memory", action="store_true", help="leave out memory and start (a process per trainer)")
+    parser.add_argument("--no-flops", action="store_true", help="leave out operations (one step more per trainer)")
+    parser.add_argument("--picture", type=Path, metavar="FILE")
+    return parser
+
+
+@contextlib.contextmanager
+def _task(args: argparse.Namespace) -> Iterator[Task]:
+    if args.data:
+        yield Task.prepared(*args.data, fold=args.fold, plans=args.plans, device=args.device)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("raw", "preprocessed", "results"):
+            os.environ[f"nnUNet_{name}"] = str(Path(folder) / name)
+        step_data.write(Path(folder) / "preprocessed", args.patch_size)
+        yield Task.made_up(
+            args.patch_size, batch_size=args.batch_size, features=args.features, device=args.device
+        )  # fmt: skip
+
+
+def measure(task: Task, args: argparse.Namespace) -> dict[str, Measured]:
+    """All arms, in turns; what they print themselves does not come between the tables."""
+    backends = args.backend or ["embedded"]
+    chosen = arms(backends)
+    found = {arm.name: Measured() for arm in chosen}
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        if not args.no_memory:
+            for name, one in found.items():
+                one.start, one.memory = start_and_peak(name, backends, task)
+        with good_teachers(task):
+            _take_turns(chosen, task, args, found)
+    return found
+
+
+def _take_turns(chosen: list[Arm], task: Task, args: argparse.Namespace, found: dict[str, Measured]) -> None:
+    trainers = {arm.name: started(arm, task) for arm in chosen}
     for step in range(args.warm_up + args.steps):
         for name, trainer in trainers.items():
-            spent = seconds_of_a_step(trainer)
+            plain, by_part = seconds_of_step(trainer), parts_of_step(trainer, clock(trainer.device))
             if step >= args.warm_up:
-                seconds[name].append(spent)
-    semisam = trainers["SemiSAM"]
-    semisam.curves.end_epoch(0)
-    in_sam = semisam.curves.epochs["sam/seconds"][0] / (args.warm_up + args.steps)
-    stock = statistics.median(seconds["stock"])
-    print("| trainer | median s per iteration | min | max | x stock |\n|---|---|---|---|---|")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        print(f"| {name} | {median:.3f} | {min(values):.3f} | {max(values):.3f} | {median / stock:.2f} |")
-    share = in_sam / statistics.mean(seconds["SemiSAM"])
-    print(f"\nSAM: {in_sam:.3f} s per iteration, {100 * share:.0f} % of SemiSAM's iteration ({args.steps} steps each)")
+                found[name].plain.append(plain)
+                found[name].by_part.append(by_part)
+    for name, trainer in trainers.items():
+        if not args.no_flops:
+            found[name].operations = operations_of_step(trainer)
+        if getattr(trainer, "sam_assisted", None) is not None:
+            trainer.curves.end_epoch(0)
+            found[name].objects = trainer.curves.epochs["sam/items"][0]
+
+
+def _device(name: str) -> str:
+    return torch.cuda.get_device_name(name) if name.startswith("cuda") else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 if __name__ == "__main__":

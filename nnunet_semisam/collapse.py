@@ -150,7 +150,7 @@ class CollapseGuard:
     def _predicted_shares(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U M"]:
         if self.outputs.has_regions:
             return _of_regions(prob > 0.5, None)
-        return _of_labels(prob.argmax(1), self.outputs.num_heads)
+        return _of_labels(self.outputs.labels(prob), self.outputs.num_heads)
 
     def _labeled_shares(self, target: Tensor) -> Float[Tensor, "B M"]:
         """Of labels (B, 1, *S), or of regions (B, K or K + 1, *S), whose channel K marks what is ignored."""

@@ -20,7 +20,9 @@ from typing import Any
 
 from nnunet_semisam.data.disk import writing
 
-SAVE_EVERY = 2  # seconds
+SAVE_EVERY = 2  # seconds at least, and PATIENCE times what the last saving took: all records are written each time
+PATIENCE = 20
+TIFF = (".tif", ".tiff")  # may have their spacing in CASE.json beside them
 REMOVED = "removed"
 DECISIVE = (
     "spacing",
@@ -52,7 +54,7 @@ class Manifest:
     source: str = "imagesUn"
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     _own: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
-    _saved_at: float = field(default=0.0, init=False)
+    _next_save: float = field(default=0.0, init=False)
 
     @classmethod
     def load(cls, folder: Path, settings: str, source: str = "imagesUn") -> Manifest:
@@ -92,13 +94,14 @@ class Manifest:
             self.save(marks)
 
     def add(self, case: str, files: list[str]) -> None:
-        """Record a case as done; the file follows within seconds, so that a kill loses next to nothing."""
+        """Record a case as done; the file follows soon, so that a kill loses little."""
         self.cases[case] = self._own[case] = self._record(files)
-        if time.monotonic() - self._saved_at > SAVE_EVERY:
+        if time.monotonic() > self._next_save:
             self.save()
 
     def save(self, changes: Mapping[str, dict[str, Any]] | None = None) -> None:
         """Write the file in one move, with `changes`. What other processes have written meanwhile is kept."""
+        begin = time.monotonic()
         recorded = {**self.cases, **_cases_in(self.file)}
         own = {case: record for case, record in self._own.items() if _as_present(recorded.get(case, {})) != record}
         self.cases = {**recorded, **own, **(changes or {})}
@@ -110,7 +113,8 @@ class Manifest:
             except OSError:
                 partial.unlink(missing_ok=True)
                 raise
-        self._saved_at = time.monotonic()
+        now = time.monotonic()
+        self._next_save = now + max(SAVE_EVERY, PATIENCE * (now - begin))
 
     def _record(self, files: list[str]) -> dict[str, Any]:
         return {"source": self.source, "files": _fingerprint(files), "settings": self.settings}
@@ -154,6 +158,8 @@ def _is_name(case: str) -> bool:
 
 def _fingerprint(files: list[str]) -> dict[str, list[int]]:
     """Size in bytes and modification time in nanoseconds of each file, and of a tiff's spacing file beside it."""
-    stem = files[0].rsplit("_", 1)[0]
-    found = [*files, *([f"{stem}.json"] if os.path.isfile(f"{stem}.json") else [])]
-    return {os.path.basename(name): [os.stat(name).st_size, os.stat(name).st_mtime_ns] for name in found}
+    found = list(files)
+    if files[0].endswith(TIFF) and os.path.isfile(spacing := f"{files[0].rsplit('_', 1)[0]}.json"):
+        found.append(spacing)
+    facts = {os.path.basename(name): os.stat(name) for name in found}
+    return {name: [fact.st_size, fact.st_mtime_ns] for name, fact in facts.items()}

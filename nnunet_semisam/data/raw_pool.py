@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from nnunet_semisam.data.splits import collision_problems, names
@@ -56,8 +56,9 @@ def scan_unlabeled(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str
     problems += _name_problems(cases, folder)
     shared = tuple(sorted(set(cases) & set(labeled)))
     problems += [(shared, sentence) for sentence in collision_problems(cases, labeled, folder)]
+    place = str(folder)
     files = {
-        case: [os.path.join(folder, f"{case}_{channel}{ending}") for channel in sorted(channels)]
+        case: [os.path.join(place, f"{case}_{channel}{ending}") for channel in sorted(channels)]
         for case, channels in sorted(cases.items())
     }
     return files, problems
@@ -96,11 +97,11 @@ def _sorted_into_cases(folder: Path, ending: str) -> tuple[dict[str, list[str]],
         if entry.name.startswith(".") or _is_spacing_file(entry.name, ending):
             continue
         path = entry.path.encode(errors="backslashreplace").decode()  # a name that is no text can be printed, too
-        if os.path.isdir(entry.path):
+        if _is(entry, os.path.isdir, entry.is_dir):
             problems.append(f"{path} is a folder; move its images to {folder} itself.")
         elif path != entry.path:
             problems.append(f"{path}: the name is not valid UTF-8; rename it.")
-        elif not os.path.isfile(entry.path):
+        elif not _is(entry, os.path.isfile, entry.is_file):
             problems.append(f"{path} is {_no_file(entry)}; put the image itself there, or remove it.")
         elif not entry.name.endswith(ending):
             problems.append(
@@ -114,6 +115,11 @@ def _sorted_into_cases(folder: Path, ending: str) -> tuple[dict[str, list[str]],
                 f"no place in {FOLDER}; remove it, or rename it if it is an image."
             )
     return cases, problems
+
+
+def _is(entry: os.DirEntry, of_target: Callable[[str], bool], of_entry: Callable[[], bool]) -> bool:
+    """What the listing of the folder has told already is not asked again, for every file; links are followed."""
+    return of_target(entry.path) if entry.is_symlink() else of_entry()
 
 
 def _no_file(entry: os.DirEntry) -> str:

@@ -8,6 +8,7 @@ the stock trainer on the same fold is the supervised baseline with the same labe
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def split_problems(
             f'{where}: {names(both)} in "val" and in "unlabeled"; remove from "unlabeled", or set '
             '"allow_unlabeled_val": true in the semisam section of the configuration if this is meant.'
         )
-    if twice := sorted(case for case in unlabeled if split.unlabeled.count(case) > 1):
+    if twice := sorted(case for case, times in Counter(split.unlabeled).items() if times > 1):
         problems.append(f'{where}: {names(twice)} more than once in "unlabeled"; list every case once.')
     for key, cases in (("train", split.labeled), ("unlabeled", split.unlabeled), ("val", split.val)):
         if missing := sorted(set(cases) - set(known)):

@@ -32,7 +32,7 @@ class UnlabeledDataset:
     def __init__(self, images: Mapping[str, str | Path], previous: Mapping[str, str | Path] | None = None) -> None:
         if not images:
             raise ValueError("the unlabeled pool is empty; unlabeled_pool says where unlabeled cases come from.")
-        if missing := [str(file) for file in images.values() if not Path(file).is_file()]:
+        if missing := [str(file) for file in images.values() if not os.path.isfile(file)]:
             raise ValueError(
                 f"{len(missing)} preprocessed unlabeled image(s) missing, e.g. {missing[0]}; run "
                 "nnUNetv2_semisam_preprocess (cases of imagesUn) or nnUNetv2_preprocess (cases of imagesTr)."
@@ -84,6 +84,9 @@ class UnlabeledDataLoader(nnUNetDataLoader):
             dataset, batch_size, patch_size, final_patch_size, label_manager,
             oversample_foreground_percent=0.0, transforms=transforms,
         )  # fmt: skip
+        names: np.ndarray = np.empty(len(dataset), dtype=object)
+        names[:] = dataset.identifiers
+        self.indices = names  # else nnU-Net makes an array of all names for every batch
         self.has_ignore = False  # nnU-Net would look up where the annotated voxels are
         self._process = os.getpid()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -54,7 +54,11 @@ class OutputSpace:
         """0/1 masks: the most probable label, or every region above one half."""
         if self.has_regions:
             return (prob > 0.5).to(prob.dtype)
-        return torch.zeros_like(prob).scatter_(1, prob.argmax(1, keepdim=True), 1)
+        return torch.zeros_like(prob).scatter_(1, self.labels(prob)[:, None], 1)
+
+    def labels(self, prob: Float[Tensor, "U K *S"]) -> Int64[Tensor, "U *S"]:
+        """The most probable label, of equal ones the first: what `argmax` says, 9 times as slowly on a CPU."""
+        return prob.max(1).indices
 
     def confidence(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U 1 *S"]:
         """Probability of the most probable label; for regions that of the least certain head."""

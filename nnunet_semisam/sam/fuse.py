@@ -92,6 +92,8 @@ def fuse(
     Confidence is the expectation of the answers' weights under the fused distribution; the background counts with the
     mean weight of the image.
     """
+    if not len(answers.head):
+        return PseudoLabel(prob, torch.zeros_like(prob[:, :1]))
     heads = _by_head(prob, hard, answers, outputs)
     fused, confidence = (_fuse_regions if outputs.has_regions else _fuse_labels)(prob, heads)
     asked = heads.answered.any(1, keepdim=True)

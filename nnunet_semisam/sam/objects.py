@@ -47,7 +47,7 @@ def tight_boxes(masks: Bool[Tensor, "P *S"]) -> Int64[Tensor, "P 2 D"]:
     corners = []
     for axis in dims:
         others = tuple(d for d in dims if d != axis)
-        profile = (masks.any(dim=others) if others else masks).to(torch.uint8)  # (P, side)
+        profile = masks.to(torch.uint8).amax(others) if others else masks.to(torch.uint8)  # (P, side); `any` is slower
         corners.append(torch.stack([profile.argmax(1), profile.shape[1] - profile.flip(1).argmax(1)], dim=1))
     return torch.stack(corners, dim=-1)
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -305,3 +306,35 @@ def test_the_manifest_is_readable_json_beside_the_folder(toy):
     folder = run(toy)["x"].parent
     record = json.loads(folder.with_name(f"{folder.name}.json").read_text())
     assert record["x"]["files"] == {"x_0000.nii.gz": [file.stat().st_size, file.stat().st_mtime_ns]}
+
+
+def test_the_longer_the_manifest_takes_to_write_the_less_often_it_is_written(tmp_path, monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr("nnunet_semisam.data.manifest.time.monotonic", lambda: now[0])
+
+    def slow_write(path, text):
+        now[0] += 10
+        lines.append(len(json.loads(text)))
+        path.write_bytes(text.encode())
+
+    monkeypatch.setattr(Path, "write_text", slow_write)
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    manifest = Manifest.load(tmp_path / "made", "settings")
+    for number in range(1000):
+        now[0] += 1
+        manifest.add(str(number), [str(image)])
+    manifest.save()
+    assert len(lines) < 8 and lines[0] == 1 and lines[-1] == 1000  # every 200 seconds, not every 2
+
+
+def test_the_spacing_file_beside_a_tiff_counts_as_one_of_its_files(tmp_path):
+    for name in ("a_0000.tif", "a.json", "b_0000.nii.gz", "b.json"):
+        (tmp_path / name).write_text(name)
+    manifest = Manifest.load(tmp_path / "made", "settings")
+    for image in ("a_0000.tif", "b_0000.nii.gz"):
+        manifest.add(image[0], [str(tmp_path / image)])
+    assert [list(record["files"]) for record in manifest.cases.values()] == [
+        ["a_0000.tif", "a.json"],
+        ["b_0000.nii.gz"],
+    ]

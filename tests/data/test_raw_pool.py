@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from toy_dataset import dataset_json
@@ -83,6 +85,21 @@ def test_names_that_differ_by_case_only_and_folders_are_problems(raw):
 def test_hidden_files_and_spacing_files_of_tiff_are_ignored(raw):
     folder = raw(".DS_Store", "x_0000.tif", "x.json", labeled=("a_0000.tif",))
     assert list(list_unlabeled(folder, dataset_json(file_ending=".tif"))) == ["x"]
+
+
+def test_no_file_is_asked_about_that_the_listing_has_told_of_but_links_are(raw, tmp_path, monkeypatch):
+    folder = raw(*[f"{number}_0000.nii.gz" for number in range(20)])
+    (folder / "imagesUn" / "linked_0000.nii.gz").symlink_to(folder / "imagesTr" / "a_0000.nii.gz")
+    (folder / "imagesUn" / "folder").symlink_to(folder / "imagesTr")
+    (folder / "imagesUn" / "round").symlink_to("round")
+    asked = []
+    for name in ("isdir", "isfile"):
+        ask = getattr(os.path, name)
+        monkeypatch.setattr(os.path, name, lambda path, ask=ask: asked.append(os.path.basename(path)) or ask(path))
+    cases, problems = scan_unlabeled(folder, dataset_json())
+    assert len(cases) == 21 and "linked" in cases
+    assert [sentence.split(" is a ")[1].split(" ")[0].rstrip(";") for sentence in problems] == ["folder", "link"]
+    assert {"folder", "linked_0000.nii.gz", "round"} <= set(asked) and "0_0000.nii.gz" not in asked
 
 
 def ramp(shape):

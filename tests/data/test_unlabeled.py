@@ -167,3 +167,13 @@ def test_loader_and_data_set_can_be_pickled(dataset, label_manager):
     batch = next(loader)
     np.random.seed(2)
     assert torch.equal(batch["data"], next(copy)["data"])
+
+
+def test_cases_are_drawn_as_nnunet_draws_them_from_an_array_that_is_there_already(dataset, label_manager):
+    loader = stream_of(dataset, label_manager).data_loader
+    assert isinstance(loader.indices, np.ndarray)  # of a list, numpy makes an array for every batch
+    np.random.seed(5)
+    drawn = list(loader.get_indices())
+    np.random.seed(5)
+    assert drawn == list(np.random.choice(dataset.identifiers, 2))
+    assert all(type(case) is str for case in drawn)

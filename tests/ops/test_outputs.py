@@ -25,6 +25,11 @@ def test_hardened_labels_are_one_hot_at_the_most_probable():
     assert (hard.argmax(1) == prob.argmax(1)).all()
 
 
+def test_of_equally_probable_labels_the_first_counts():
+    prob = torch.tensor([[0.2, 0.4], [0.4, 0.2], [0.4, 0.4]]).T.reshape(2, 3, 1)
+    assert OutputSpace(3).labels(prob).flatten().tolist() == [1, 0]
+
+
 def test_confidence_of_regions_is_that_of_the_least_certain_head():
     prob = torch.tensor([0.9, 0.45]).view(1, 2, 1, 1)
     assert torch.allclose(OutputSpace(2, True).confidence(prob), torch.tensor(0.55))

@@ -68,3 +68,9 @@ def test_the_confidence_of_regions_is_the_mean_of_the_weights_by_probability():
     hard = (logits > 0)[None]
     pseudo = fuse(hard.float(), hard, answers, OutputSpace(2, has_regions=True))
     assert pseudo.confidence.flatten().tolist() == pytest.approx([0.8, 0.6, 0.6], abs=1e-4)
+
+
+def test_without_any_answer_the_teacher_is_handed_on():
+    prob = teacher()
+    pseudo = fuse(prob, prob > 0.5, Answers.none(prob), OutputSpace(2))
+    assert pseudo.prob is prob and pseudo.confidence.shape == (1, 1, 6) and not pseudo.confidence.any()

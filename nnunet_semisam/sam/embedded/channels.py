@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnunet_semisam.sam.embedded.frame import Frame, outer
+from nnunet_semisam.sam.objects import tight_boxes
 from nnunet_semisam.types import Prompts
 
 POINT_RADIUS = 1.5  # width of the Gaussian ball of a point, in cells
@@ -27,6 +28,8 @@ EVIDENCE = 3.0  # log ratios are cut here
 def attention_boxes(prompts: Prompts, shape: Sequence[int]) -> Float[Tensor, "P 2 D"]:
     """The box to look at: the given box, else the mask's, else half the patch around the points, else the patch."""
     coords = prompts.point_coords
+    if prompts.boxes is not None:
+        return prompts.boxes.to(coords.dtype)
     whole = torch.tensor([[0.0] * len(shape), [float(side) for side in shape]], device=coords.device)
     boxes = whole.expand(len(prompts), -1, -1)
     used = prompts.point_labels == 1
@@ -36,8 +39,9 @@ def attention_boxes(prompts: Prompts, shape: Sequence[int]) -> Float[Tensor, "P 
         high = torch.where(used[..., None], coords, -far).amax(1) + 0.5 + whole[1] / 4
         boxes = torch.where(used.any(1)[:, None, None], torch.stack([low, high], 1), boxes)
     if prompts.mask_logits is not None:
-        boxes = _mask_boxes(prompts.mask_logits > 0, boxes)
-    return boxes if prompts.boxes is None else prompts.boxes.to(coords.dtype)
+        masks = prompts.mask_logits > 0
+        boxes = torch.where(masks.flatten(1).any(1)[:, None, None], tight_boxes(masks).to(boxes.dtype), boxes)
+    return boxes
 
 
 def network_input(image: Float[Tensor, "P 1 *S"], prompts: Prompts, frame: Frame) -> Float[Tensor, "P 8 *G"]:
@@ -96,15 +100,3 @@ def _standardize(image: Float[Tensor, "P 1 *G"], valid: Float[Tensor, "P 1 *G"])
     mean = (image * valid).sum(axes, keepdim=True) / count
     deviation = ((image - mean).square() * valid).sum(axes, keepdim=True) / count
     return ((image - mean) / deviation.sqrt().clamp(min=1e-6)).clamp(-CLIP, CLIP)
-
-
-def _mask_boxes(masks: Tensor, fallback: Float[Tensor, "P 2 D"]) -> Float[Tensor, "P 2 D"]:
-    """Bounding boxes of boolean masks; the fallback where a mask is empty."""
-    corners = []
-    for axis in range(1, masks.ndim):
-        hit = masks.flatten(1, axis - 1).any(1) if axis > 1 else masks
-        hit = hit.flatten(2).any(2) if hit.ndim > 2 else hit
-        low = hit.int().argmax(1)
-        corners.append(torch.stack([low, hit.shape[1] - hit.flip(1).int().argmax(1)], 1))
-    boxes = torch.stack(corners, 2).to(fallback.dtype)
-    return torch.where(masks.flatten(1).any(1)[:, None, None], boxes, fallback)
