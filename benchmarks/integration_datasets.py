@@ -85,7 +85,7 @@ def prepare(number: int, cases: list[str], args: argparse.Namespace) -> Path:
     length = ("num_epochs=1", f"num_iterations_per_epoch={args.iterations}", "num_val_iterations_per_epoch=2")
     for configuration in dict(RUNS):
         where = ("-d", number, "-c", configuration, "--name", configuration)
-        command("nnUNetv2_semisam_plan", *where, "--set", *length, "seed=0")
+        command("nnUNetv2_semisam_plan", *where, "--set", *length, "seed=0", f"sam.tune={args.tune}")
     return args.work / "nnUNet_results" / name
 
 
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--configurations", nargs="+", default=list(dict(RUNS)), choices=dict(RUNS))
     parser.add_argument("--cases", type=int, default=18)
     parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--tune", default='"auto"', metavar="STEPS", help="of the generalist (default: training's own)")
     args = parser.parse_args()
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(args.work / f"nnUNet_{name}")
