@@ -165,7 +165,8 @@ class SemiSAMConfig:
     def with_section(self, section: Mapping[str, Any]) -> SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.
 
-        `terms` and `sam` are merged key by key; `"sam": null` switches the generalist off.
+        `terms` and `sam` are merged key by key, `method_args` while the method stays the same; `"sam": null` switches
+        the generalist off.
 
         Raises:
             ValueError: unknown key or value; the message lists the known ones.
@@ -179,6 +180,9 @@ class SemiSAMConfig:
                 name: _merged(TermConfig, self.terms.get(name), term, f"terms.{name}")
                 for name, term in values["terms"].items()
             }
+        if "method_args" in values and values.get("method", self.method) == self.method:
+            _instance("method_args", values["method_args"], Mapping, "a dictionary")
+            values["method_args"] = {**self.method_args, **values["method_args"]}
         if values.get("sam") is not None:
             values["sam"] = _merged(SamConfig, self.sam, values["sam"], "sam")
         return _merged(SemiSAMConfig, self, values)
@@ -196,6 +200,20 @@ class SemiSAMConfig:
         for name in self.terms:
             if name not in known:
                 raise Refused("terms", f"has no term named {name!r}; known are {', '.join(known)}")
+
+    def refuse_late_terms(self, total_iterations: int) -> None:
+        """Checks that no term waits for longer than the training lasts.
+
+        Raises:
+            ValueError: it names the term and both numbers.
+        """
+        for name in self.active_terms():
+            if (delay := self.terms[name].delay) >= total_iterations:
+                raise Refused(
+                    f"terms.{name}.delay",
+                    f"is {delay}, but the training has {total_iterations} iterations, so the term would never count; "
+                    "choose a smaller one, or weight 0",
+                )
 
     def weights(self, iteration: int, total_iterations: int) -> dict[str, float]:
         """Weight of every active term at `iteration`."""

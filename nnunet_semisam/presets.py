@@ -25,11 +25,13 @@ class nnUNetTrainerSemiSAMFaithful(nnUNetTrainerSemiSAM):  # noqa: N801 (nnU-Net
 
     Loss: nnU-Net's + 0.05 up(t) mean((p - q)^2) + 0.05 down(t) mean((p - s)^2) on unlabeled patches, with the student's
     p, the teacher's q and SAM's hard masks s; up and down are exp(-5 (1 - t/T)^2) and its mirror image over the whole
-    training; EMA decay 0.99; ten answers of SAM, clicked where the one before is in error; noise of 0.1 clipped at 0.2.
+    training; EMA decay 0.99; up to ten answers of SAM, clicked where the one before is in error; noise of 0.1, clipped
+    at 0.2.
 
     What differs from the code of arXiv 2312.06316: prompts (see above, and none where the teacher has no object of 20
     voxels; a missing and a surplus place are clicked per answer, not one of them, earlier clicks stay, and only where
-    the teacher is sure), no mask prompt in between, consistency on unlabeled patches only, the noise on the student's
+    the teacher is sure), voxels of objects that SAM was not asked about count less or not (with several classes), no
+    mask prompt in between, consistency on unlabeled patches only, the noise on the student's
     view, SAM's own threshold (logit 0, not 0.5), and everything that is nnU-Net's: network, loss, optimiser,
     augmentation, sampling.
     """

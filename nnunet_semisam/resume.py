@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semisam.checkpoint import KEY, random_state
-from nnunet_semisam.config import SemiSAMConfig, changes
+from nnunet_semisam.config import SemiSAMConfig, TermConfig, changes
 from nnunet_semisam.methods import find_method
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _complete(section: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("sam", "terms"):
         if isinstance(section.get(key), Mapping):
             section[key] = defaults[key] | section[key]
+    section["terms"] = {name: asdict(TermConfig(**term)) for name, term in section["terms"].items()}
     own = [f for f in fields(find_method(section["method"])) if f.name != "outputs"]
     made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in own}
     return defaults | section | {"method_args": made | section["method_args"]}

@@ -34,7 +34,7 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
     Raises:
         ValueError: no unlabeled case, or something is wrong with one; the message has the cure.
     """
-    refuse_late_terms(trainer)
+    config.refuse_late_terms(trainer.num_epochs * trainer.num_iterations_per_epoch)
 
     def pool() -> dict[str, Path]:
         skipped: list[str] | None = [] if config.skip_bad else None
@@ -121,17 +121,6 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> No
                 record.unlink(missing_ok=True)
             else:
                 save_json({case: file.parent.name for case, file in pool.items()}, str(record), sort_keys=False)
-
-
-def refuse_late_terms(trainer: SemiSAM) -> None:
-    """Raises ValueError for a term whose delay is as long as the training."""
-    length = trainer.num_epochs * trainer.num_iterations_per_epoch
-    for name in trainer.semisam.active_terms():
-        if (delay := trainer.semisam.terms[name].delay) >= length:
-            raise ValueError(
-                f"semisam: terms.{name}.delay is {delay}, but the training has {length} iterations, so the term would "
-                "never count; choose a smaller one, or weight 0"
-            )
 
 
 def next_batch(trainer: SemiSAM) -> UnlabeledBatch:

@@ -222,3 +222,10 @@ def test_a_delayed_term_begins_its_schedule_when_the_delay_is_over(iterations, l
     plain = TermConfig(weight=2.0, schedule="linear_rampdown", iterations=length)
     assert [late.at(iteration, 100) for iteration in range(25)] == [0.0] * 25
     assert [late.at(iteration + 25, 100) for iteration in range(75)] == [plain.at(i, 100) for i in range(75)]
+
+
+def test_method_args_are_merged_while_the_method_stays_the_same():
+    base = SemiSAMConfig(method_args={"cutmix": 0.5, "view": "nnunet"})
+    assert base.with_section({"method_args": {"view": "device"}}).method_args == {"cutmix": 0.5, "view": "device"}
+    assert base.with_section({"method": "mean_teacher", "method_args": {}}).method_args == base.method_args
+    assert base.with_section({"method": "fixmatch", "method_args": {}}).method_args == {}

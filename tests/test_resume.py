@@ -77,6 +77,8 @@ def test_keys_that_an_older_version_did_not_write_had_their_defaults(file, monke
     for key in ("labeled_as_unlabeled", "collapse_guard"):
         del checkpoint[KEY]["configuration"][key]
     del checkpoint[KEY]["configuration"]["sam"]["tune"]
+    for term in checkpoint[KEY]["configuration"]["terms"].values():
+        del term["delay"]
     torch.save(checkpoint, file)
     built, lines = resumed(file, monkeypatch)
     built.on_train_start()

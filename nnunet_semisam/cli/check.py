@@ -73,6 +73,8 @@ def check_setup(
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
         config = _check_section(name, manager.configuration.get("semisam", {}), report, classes=_classes(planned))
+        if config and config.distribution_alignment and "ignore" in planned.dataset_json["labels"]:
+            report.warning(f"{name}: distribution_alignment has no effect: the data set has an ignore label")
         folder = planned.folder / manager.data_identifier
         if configurations is None and not folder.is_dir():
             report.facts.append(f"{name}: not preprocessed, splits not checked")
@@ -109,6 +111,7 @@ def _check_section(name: str, section: dict, report: Report, *, classes: list[st
     config = report.attempt(SemiSAMConfig().with_section, section)
     if config is not None and section:
         report.attempt(check_section, section)
+        report.attempt(config.refuse_late_terms, (config.num_epochs or 1000) * (config.num_iterations_per_epoch or 250))
         if "sam" in config.active_terms():
             report.attempt(configured_trust, config.sam, classes)
             report.attempt(build_backend, config.sam, torch.device("cpu"))

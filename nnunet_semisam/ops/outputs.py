@@ -57,7 +57,7 @@ class OutputSpace:
         return torch.zeros_like(prob).scatter_(1, self.labels(prob)[:, None], 1)
 
     def labels(self, prob: Float[Tensor, "U K *S"]) -> Int64[Tensor, "U *S"]:
-        """The most probable label, of equal ones the first: what `argmax` says, 9 times as slowly on a CPU."""
+        """The most probable label, of equal ones the first: what `argmax` says, more slowly on a CPU."""
         return prob.max(1).indices
 
     def confidence(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U 1 *S"]:

@@ -5,13 +5,13 @@ import json
 import pytest
 from made_up import protocol, raw_dataset
 
+from nnunet_semisam import presets
 from nnunet_semisam.benchmark.arms import BUILT_IN, parse_arms
 from nnunet_semisam.benchmark.dataset import find_dataset
 from nnunet_semisam.benchmark.protocol import read_protocol, read_protocol_file
 from nnunet_semisam.benchmark.runs import digest, expand, needs
 from nnunet_semisam.cli.benchmark import _parser, protocol_values
 from nnunet_semisam.cli.plan import check_section
-from nnunet_semisam.config import SemiSAMConfig
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_protocol_survives_its_own_file(tmp_path):
 def test_every_built_in_arm_has_a_section_that_the_trainer_takes_and_supervised_ones_no_term():
     for arm in BUILT_IN.values():
         check_section(arm.section)
-        terms = SemiSAMConfig().with_section(arm.section).active_terms()
+        terms = getattr(presets, arm.trainer).preset.with_section(arm.section).active_terms()
         assert bool(terms) == (arm.name in ("mean_teacher", "semisam", "faithful", "random_sam"))
 
 

@@ -142,6 +142,28 @@ def test_check_builds_the_backend(ready, capsys, tmp_path, sam, told):
         assert check.main(["-d", "901"]) == 0
 
 
+def test_check_knows_terms_that_never_count(ready, capsys):
+    terms = {"terms": {"sam": {"delay": 20}}, "num_iterations_per_epoch": 10}
+    ready.edit_plans("3d_late", inherits_from="3d_fullres", semisam={**terms, "num_epochs": 3})
+    assert check.main(["-d", "901"]) == 0
+    ready.edit_plans("3d_late", inherits_from="3d_fullres", semisam={**terms, "num_epochs": 2})
+    capsys.readouterr()
+    assert check.main(["-d", "901"]) == 1
+    assert "3d_late: semisam: terms.sam.delay is 20, but the training has 20 iterations" in capsys.readouterr().out
+
+
+def test_check_warns_of_alignment_beside_an_ignore_label(ready, capsys, tmp_path):
+    ready.edit_plans("3d_fullres", semisam={"distribution_alignment": 1.0})
+    assert check.main(["-d", "901"]) == 0
+    assert "no effect" not in capsys.readouterr().out
+    for file in tmp_path.rglob("dataset.json"):
+        content = json.loads(file.read_text())
+        content["labels"]["ignore"] = len(content["labels"])
+        file.write_text(json.dumps(content))
+    check.main(["-d", "901"])
+    assert "3d_fullres: distribution_alignment has no effect" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("section", [["x"], "x", {"allow_unlabeled_val": "yes"}])
 def test_check_of_a_section_that_is_none(ready, capsys, section):
     ready.edit_plans("3d_odd", inherits_from="3d_fullres", semisam=section)

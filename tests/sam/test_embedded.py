@@ -294,7 +294,8 @@ def test_no_items_and_chosen_channels(backend):
         EmbeddedSam(channels=(4,)).embed(image)
 
 
-def test_random_weights_follow_their_seed_and_nothing_of_the_file_is_left():
+def test_random_weights_follow_their_seed_and_nothing_of_the_file_is_left(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the devices have been seeded"))
     first, again, other = (EmbeddedSam(random_weights=seed).generalists[3].network for seed in (0, 0, 1))
     shipped = EmbeddedSam().generalists[3].network
     for name, known in shipped.named_parameters():

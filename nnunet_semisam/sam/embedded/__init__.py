@@ -39,7 +39,7 @@ def load_generalists(checkpoint: str | Path | None = None) -> dict[int, Generali
 def forgotten(generalists: dict[int, Generalist], seed: int) -> dict[int, Generalist]:
     """Networks of the same shape with random weights, for controls: what they still bring is not knowledge."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: torch.manual_seed would seed every device
         return {
             ndim: Generalist(PromptableUNet(ndim, known.network.width).requires_grad_(False).eval(), known.grid)
             for ndim, known in generalists.items()
