@@ -256,7 +256,8 @@ def _merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") -
             )
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if base is None and (missing := [name for name in needed if name not in values]):
-        raise Refused(where, f"has no {', '.join(missing)}; add it")
+        hint = ", or correct its name" if kind is TermConfig else ""
+        raise Refused(where, f"has no {', '.join(missing)}; add it{hint}")
     try:
         return dataclasses.replace(base, **values) if base is not None else kind(**values)
     except Refused as error:

@@ -67,7 +67,8 @@ class Home:
 
         def command(*words: str) -> None:
             log = self.folder / f"planning_{self.dataset.name}" / "log.txt"
-            environment = {k: v for k, v in slot.environment().items()} | self.environment()
+            environment = slot.environment() | self.environment()
+            environment |= {"nnUNet_n_proc_DA": "1"}  # nnU-Net's planning fails with 0
             launcher.run(words, log=log, environment=environment, lock=lock)
 
         if not done:

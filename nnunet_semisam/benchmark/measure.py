@@ -18,8 +18,11 @@ CASES, ITERATIONS, EPOCHS = 3, 5, 2  # the second epoch is timed: the first one 
 FILE = "measured.json"
 
 
-def measure_arms(work: Path, protocol: Protocol, slots: list[Slot]) -> None:
+def measure_arms(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str, str]:
     """Trains every arm of every data set for a moment, on the first labeled set; what is measured is kept.
+
+    Returns:
+        what went wrong, by title of the run.
 
     Raises:
         ValueError: see `plan_steps`.
@@ -34,6 +37,7 @@ def measure_arms(work: Path, protocol: Protocol, slots: list[Slot]) -> None:
     for error in schedule.errors.values():
         print(f"not timed: {error}")
     write_json(work / FILE, {f"{run.dataset.name}/{run.arm.name}": facts(run, steps) for run in _done(steps)})
+    return {run.title: schedule.errors[run.name] for run in steps.runs if run.name in schedule.errors}
 
 
 def shortened(protocol: Protocol) -> Protocol:

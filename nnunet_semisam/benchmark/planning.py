@@ -24,7 +24,8 @@ def plan_steps(work: Path, protocol: Protocol, launcher: Launcher) -> Steps:
         raise ValueError(f"datasets: two have the same number ({', '.join(d.name for d in datasets)}); rename one")
     for arm in protocol.arms:
         try:
-            check_section(arm.section)
+            length = {"num_epochs": protocol.epochs, "num_iterations_per_epoch": protocol.iterations}
+            check_section({**arm.section, **length})
         except (ValueError, ImportError) as error:
             raise ValueError(f"arm {arm.name}: {error}") from error
     return Steps(work, expand(protocol, datasets), launcher)

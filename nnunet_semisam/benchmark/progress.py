@@ -76,7 +76,8 @@ class Progress:
         with self._lock:
             terminal = sys.stdout.isatty()
             if run is not None:
-                verb = "FAILED" if run.name in self.schedule.errors else "done"
+                over = {"done": self.schedule.finished, "FAILED": self.schedule.errors}
+                verb = next((verb for verb, names in over.items() if run.name in names), "interrupted")
                 self.newest = f"{verb}: {run.title}"
             elif time.monotonic() - self._last < (1.0 if terminal else EVERY):
                 return

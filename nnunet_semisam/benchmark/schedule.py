@@ -46,9 +46,9 @@ class Schedule:
             del self.running[run.name]
             if isinstance(error, Busy):
                 self._not_before[run.name] = time.monotonic() + self.retry
-            elif error is not None:
+            elif error is not None and not self.stopped:  # an interrupted run has not failed
                 self.errors[run.name] = f"{type(error).__name__}: {error}"
-            else:
+            elif error is None:
                 self.finished.add(run.name)
             self._change.notify_all()
 

@@ -138,11 +138,10 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--workers must be at least 1 and --loaders at least 0")
     devices = _devices(args.devices)
     places = slots(devices, args.workers or len(devices), cores(), args.loaders)
-    if args.measure:
-        measure_arms(work, protocol, places)
+    not_timed = measure_arms(work, protocol, places) if args.measure else {}
     if args.dry_run:
         print(list_runs(plan_steps(work, protocol, Launcher()), protocol, len(places)))
-        return {}
+        return not_timed
     errors = run_benchmark(work, protocol, places)
     print(f"results: {work / 'results.html'}")
     return errors

@@ -111,7 +111,6 @@ def _check_section(name: str, section: dict, report: Report, *, classes: list[st
     config = report.attempt(SemiSAMConfig().with_section, section)
     if config is not None and section:
         report.attempt(check_section, section)
-        report.attempt(config.refuse_late_terms, (config.num_epochs or 1000) * (config.num_iterations_per_epoch or 250))
         if "sam" in config.active_terms():
             report.attempt(configured_trust, config.sam, classes)
             report.attempt(build_backend, config.sam, torch.device("cpu"))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+EPOCHS, ITERATIONS = 1000, 250  # nnU-Net's, where the section does not say
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -26,10 +27,20 @@ def set_key(section: dict[str, Any], assignment: str) -> None:
         value = text
     *parents, last = path.split(".")
     for key in parents:
+        refuse_keys_of_nothing(section, key)
         if not isinstance(section.get(key), dict):
             section[key] = {}
         section = section[key]
     section[last] = value
+
+
+def refuse_keys_of_nothing(section: Mapping[str, Any], key: str) -> None:
+    """Raises ValueError where keys are to be set under `sam`, but SAM is off."""
+    if key == "sam" and section.get(key, {}) is None:
+        raise ValueError(
+            "sam is off (none), so its keys mean nothing; leave them out, or name the generalist with --sam to switch "
+            "it on"
+        )
 
 
 def write_configuration(
@@ -72,6 +83,7 @@ def check_section(section: Mapping[str, Any]) -> None:
     config = SemiSAMConfig().with_section(section)
     method = build_method(config.method, config.method_args, OutputSpace(2))
     config.require_terms((*method.term_names, "sam"))
+    config.refuse_late_terms((config.num_epochs or EPOCHS) * (config.num_iterations_per_epoch or ITERATIONS))
     if config.sam is not None:
         check_backend_args(config.sam)
 
@@ -100,8 +112,14 @@ def missing_files(section: Mapping[str, Any]) -> list[str]:
 
 
 def _lay_over(target: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Merges dictionaries key by key; `sam.trust` is replaced, or a misspelt class could never be taken out again."""
+    """Merges dictionaries key by key; `sam.trust` is replaced, or a misspelt class could never be taken out again.
+
+    Raises:
+        ValueError: SAM is off, and not named.
+    """
     for key, value in values.items():
+        if isinstance(value, Mapping) and "backend" not in value:
+            refuse_keys_of_nothing(target, key)
         if key != "trust" and isinstance(value, Mapping) and isinstance(target.get(key), dict):
             _lay_over(target[key], value)
         else:
@@ -114,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", default="3d_fullres", help="configuration to inherit from (default: %(default)s)")
     parser.add_argument("-p", default="nnUNetPlans", help="plans identifier (default: %(default)s)")
     parser.add_argument("--name", help="name of the written configuration (default: <-c>_semisam)")
-    parser.add_argument("--method", help="semi-supervised method, e.g. mean_teacher, fixmatch")
+    parser.add_argument("--method", help="semi-supervised method: mean_teacher, fixmatch, ua_mt, or a dotted module")
     parser.add_argument(
         "--sam",
         help="embedded, segment_anything, medsam, sam_med3d, ensemble, or a dotted module; 'none' switches it off",

@@ -8,6 +8,7 @@ from made_up import NAME, protocol, raw_dataset
 
 from nnunet_semisam.benchmark.launch import Launcher, Slot
 from nnunet_semisam.benchmark.measure import FILE, guesses, shortened
+from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.progress import kind
 from nnunet_semisam.benchmark.run import list_runs, run_benchmark
 from nnunet_semisam.benchmark.runs import expand, write_json
@@ -20,6 +21,12 @@ def steps_of(tmp_path, **values):
     dataset = raw_dataset(tmp_path)
     used = protocol(dataset, **values)
     return used, Steps(tmp_path / "work", expand(used, [dataset]), Launcher())
+
+
+def test_an_arm_with_a_term_that_would_never_count_is_refused(tmp_path):
+    late = {"name": "late", "section": {"terms": {"sam": {"delay": 10**6}}}}
+    with pytest.raises(ValueError, match="arm late: semisam: terms.sam.delay is 1000000, but the training has"):
+        plan_steps(tmp_path / "work", protocol(raw_dataset(tmp_path), arms=["supervised", late]), Launcher())
 
 
 def test_it_lists_states_and_writes_nothing(tmp_path):

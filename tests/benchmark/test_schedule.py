@@ -90,21 +90,28 @@ def test_a_run_that_another_process_is_at_is_tried_again_later(runs):
     assert tries[runs[0].name] == 3 and not schedule.errors and len(schedule.finished) == len(runs)
 
 
-def test_an_interrupt_stops_what_runs_and_starts_nothing(runs):
+def test_an_interrupt_stops_what_runs_and_starts_nothing(runs, capsys):
     released, begun = threading.Event(), []
 
     def work(run, slot):
         begun.append(run.name)
         released.wait(10)
+        raise RuntimeError("its command was ended")
+
+    schedule = Schedule(runs, set())
+    progress = Progress(schedule, Estimator(runs, lambda run: None), 2)
 
     def report(run):
+        progress(run)
         if run is None and len(begun) == 2:
             raise KeyboardInterrupt
 
-    schedule = Schedule(runs, set())
     with pytest.raises(KeyboardInterrupt):
         carry_out(schedule, SLOTS, work, report, stop=released.set)
     assert len(begun) == 2 and released.is_set()
+    assert not schedule.errors and not schedule.finished  # interrupted is not failed
+    told = capsys.readouterr().out
+    assert "interrupted: " in told and "FAILED" not in told and "failed" not in told
 
 
 def test_time_left_comes_from_finished_runs_of_the_same_kind(runs):

@@ -109,6 +109,28 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
+def test_keys_of_a_sam_that_is_off_are_refused(folder):
+    off = ["-d", "Dataset555_Toy", "-c", "2d", "--sam", "none"]
+    with pytest.raises(SystemExit, match="sam is off"):
+        main([*off, "--set", "sam.tune=0"])
+    main(off)
+    with pytest.raises(SystemExit, match="sam is off"):
+        main([*off[:4], "--set", "sam.hard=true"])
+    assert configurations(folder / "nnUNetPlans.json")["2d_semisam"]["semisam"] == {"sam": None}
+    main([*off[:4], "--sam", "embedded", "--set", "sam.hard=true"])
+    written = configurations(folder / "nnUNetPlans.json")["2d_semisam"]["semisam"]
+    assert written == {"sam": {"backend": "embedded", "hard": True}}
+
+
+@pytest.mark.parametrize("length", [["num_epochs=1", "num_iterations_per_epoch=3"], []], ids=["short", "nnunet"])
+def test_a_term_that_would_never_count_is_refused(folder, length):
+    last = 2 if length else 249_999
+    command = ["-d", "Dataset555_Toy", "-c", "2d", "--set", *length]
+    main([*command, f"terms.sam.delay={last}"])
+    with pytest.raises(SystemExit, match=f"terms.sam.delay is {last + 1}, but the training has {last + 1} iterations"):
+        main([*command, f"terms.sam.delay={last + 1}"])
+
+
 def test_a_checkpoint_that_is_not_there_yet_is_a_warning(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_sam_checkpoints", str(tmp_path))
     command = ["-d", "Dataset555_Toy", "-c", "2d", "--set", "sam.checkpoint=late.pth"]

@@ -98,7 +98,7 @@ def test_no_file_is_asked_about_that_the_listing_has_told_of_but_links_are(raw, 
         monkeypatch.setattr(os.path, name, lambda path, ask=ask: asked.append(os.path.basename(path)) or ask(path))
     cases, problems = scan_unlabeled(folder, dataset_json())
     assert len(cases) == 21 and "linked" in cases
-    assert [sentence.split(" is a ")[1].split(" ")[0].rstrip(";") for sentence in problems] == ["folder", "link"]
+    assert [sentence.split(" is a ")[1].split(" ")[0].rstrip(";") for _, sentence in problems] == ["folder", "link"]
     assert {"folder", "linked_0000.nii.gz", "round"} <= set(asked) and "0_0000.nii.gz" not in asked
 
 
