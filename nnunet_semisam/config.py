@@ -227,21 +227,6 @@ class SemiSAMConfig:
         return values
 
 
-def changes(was: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
-    """What differs between two dictionaries of `as_dict`, like "terms.sam.weight was 0.1, is 0.5"."""
-    found = []
-    for key in [*was, *(key for key in now if key not in was)]:
-        path = f"{where}.{key}" if where else str(key)
-        if key not in was or key not in now:
-            old, new = (repr(side[key]) if key in side else "not set" for side in (was, now))
-            found.append(f"{path} was {old}, is {new}")
-        elif isinstance(was[key], Mapping) and isinstance(now[key], Mapping):
-            found += changes(was[key], now[key], path)
-        elif was[key] != now[key]:
-            found.append(f"{path} was {was[key]!r}, is {now[key]!r}")
-    return found
-
-
 def _merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") -> Any:
     """`base` with `values` laid over it, or a new `kind` of them; `where` is the key that holds the values."""
     fields = dataclasses.fields(kind)

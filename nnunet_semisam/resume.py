@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semisam.checkpoint import KEY, random_state
-from nnunet_semisam.config import SemiSAMConfig, TermConfig, changes
+from nnunet_semisam.config import SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import find_method
 
 if TYPE_CHECKING:
@@ -88,6 +88,21 @@ def refuse(changed: list[str]) -> None:
         raise ValueError(
             f"semisam: the run would not be continued but become another one: {'; '.join(changed)}. {CURE}."
         )
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
+    """What differs between two dictionaries of `as_dict`, like "terms.sam.weight was 0.1, is 0.5"."""
+    found = []
+    for key in [*was, *(key for key in now if key not in was)]:
+        path = f"{where}.{key}" if where else str(key)
+        if key not in was or key not in now:
+            old, new = (repr(side[key]) if key in side else "not set" for side in (was, now))
+            found.append(f"{path} was {old}, is {new}")
+        elif isinstance(was[key], Mapping) and isinstance(now[key], Mapping):
+            found += changes(was[key], now[key], path)
+        elif was[key] != now[key]:
+            found.append(f"{path} was {was[key]!r}, is {now[key]!r}")
+    return found
 
 
 def _is_harmless(change: str) -> bool:

@@ -6,7 +6,7 @@ Two backward passes, one unscaling, clipping, steps left out for an overflow, ch
 
 import pytest
 import torch
-from test_checkpoint import Killed, killed_after_first_epoch
+from test_checkpoint import killed_in_second_epoch
 from test_guards import same, spoil, state
 from test_train_step import NO_TERMS, toy, trained  # noqa: F401 (a fixture)
 from toy_trainer import build, short, weights
@@ -70,12 +70,7 @@ def test_a_scale_changes_no_weight_in_nnunets_own_step(toy):  # noqa: F811
 def test_the_scale_is_resumed(toy, monkeypatch):  # noqa: F811
     section = short(terms=CONSTANT, num_epochs=3)  # 3 iterations each: the scale has grown, and is halfway to growing
     whole = trained(Scaled, section=section)
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
-        killed = build(Scaled, section)
-        killed.save_every = 1
-        with pytest.raises(Killed):
-            killed.run_training()
+    killed = killed_in_second_epoch(monkeypatch, section, Scaled)
     resumed = build(Scaled, section, continue_training=True)
     resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")
     assert resumed.grad_scaler.state_dict() == killed.grad_scaler.state_dict()

@@ -23,17 +23,22 @@ def killed_after_first_epoch(self):
     nnUNetTrainer.on_epoch_start(self)
 
 
+def killed_in_second_epoch(monkeypatch, section, trainer=nnUNetTrainerSemiSAM):
+    """A trainer that has ended without a word after its first epoch, whose checkpoint is written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
+        killed = build(trainer, section)
+        killed.save_every = 1
+        with pytest.raises(Killed):
+            killed.run_training()
+    return killed
+
+
 @pytest.mark.parametrize("terms", [{}, {"consistency": {"weight": 0}, "sam": {"weight": 0}}], ids=["all", "none"])
 def test_resumed_equals_uninterrupted(toy, monkeypatch, terms):  # noqa: F811
     section = short(num_epochs=3, terms=terms)
     whole = trained(section=section)
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
-        killed = build(nnUNetTrainerSemiSAM, section)
-        killed.save_every = 1
-        with pytest.raises(Killed):
-            killed.run_training()
-
+    killed = killed_in_second_epoch(monkeypatch, section)
     resumed = build(nnUNetTrainerSemiSAM, section, continue_training=True)
     resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")
     assert (resumed.current_epoch, resumed.iteration) == (1, 3)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from test_checkpoint import Killed, killed_after_first_epoch
+from test_checkpoint import killed_in_second_epoch
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters
@@ -96,12 +96,7 @@ def test_either_continues_what_the_other_began(toy, compiling, monkeypatch, befo
     section = short(**SECTION, num_epochs=2)
     whole = trained(section=section)
     compiling(before)
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
-        killed = build(nnUNetTrainerSemiSAM, section)
-        killed.save_every = 1
-        with pytest.raises(Killed):
-            killed.run_training()
+    killed = killed_in_second_epoch(monkeypatch, section)
     assert isinstance(killed.network, OptimizedModule) is bool(before)
     compiling(after)
     resumed = build(nnUNetTrainerSemiSAM, section, continue_training=True)

@@ -2,10 +2,11 @@ import json
 
 import pytest
 
-from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig, changes
+from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import build_method, find_method, list_methods
 from nnunet_semisam.methods._base import build_perturbation, require_number
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.resume import changes
 
 
 def test_defaults_ramp_consistency_up_and_sam_down():

@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from stub_sam import StubSam
-from test_checkpoint import Killed, killed_after_first_epoch
+from test_checkpoint import killed_in_second_epoch
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
 from toy_trainer import LABELED, NAME, REGIONS, UNLABELED, VAL, build, locations, save_case, short, weights
 
@@ -126,12 +126,7 @@ def test_a_test_draws_nothing_from_the_global_generators(toy, monkeypatch):  # n
 def test_a_resumed_run_keeps_the_verdict_without_another_test(toy, monkeypatch):  # noqa: F811
     use(monkeypatch, OneClassSam())
     whole = trained(section=section(num_epochs=2))
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
-        killed = build(nnUNetTrainerSemiSAM, section(num_epochs=2))
-        killed.save_every = 1
-        with pytest.raises(Killed):
-            killed.run_training()
+    killed = killed_in_second_epoch(monkeypatch, section(num_epochs=2))
     monkeypatch.setattr(module, "probe_classes", None)  # must not be called
     resumed = build(nnUNetTrainerSemiSAM, section(num_epochs=2), continue_training=True)
     resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from stub_sam import StubSam
-from test_checkpoint import Killed, killed_after_first_epoch
+from test_checkpoint import killed_in_second_epoch
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
 from toy_trainer import (
     LABELED,
@@ -221,12 +221,7 @@ def test_resumed_equals_uninterrupted_and_does_not_tune_again(tunable, monkeypat
     untuned = trained(section=section | {"sam": SAM_SECTION})
     assert not torch.equal(weights(whole), weights(untuned))
     (Path(whole.output_folder) / tuning.FILE).unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", killed_after_first_epoch)
-        killed = build(nnUNetTrainerSemiSAM, section)
-        killed.save_every = 1
-        with pytest.raises(Killed):
-            killed.run_training()
+    killed = killed_in_second_epoch(monkeypatch, section)
     monkeypatch.setattr(tuning, "tune_and_report", None)
     resumed = build(nnUNetTrainerSemiSAM, section, continue_training=True)
     resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")
