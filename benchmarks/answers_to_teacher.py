@@ -1,0 +1,100 @@
+"""Does the generalist mend a network's own mistakes, not only corrupted truths?
+
+    python benchmarks/answers_to_teacher.py DATA SPLITS MODEL [--fold 0] [--cases 6] [--patches 3]
+
+MODEL is a trained model's folder of one class (TRAINER__PLANS__CONFIGURATION). Its EMA teacher predicts patches of the
+training's size around the foreground of `val` cases, and whole cases in overlapping windows, and the labeler of
+training asks the embedded generalist about both: with the weights that ship, and with those tuned in the training.
+Images must need no resampling. Prints Markdown: mean Dice of the teacher and of the answers, and their confidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import embedded_on_real
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor
+
+from nnunet_semisam.config import SamConfig
+from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
+from nnunet_semisam.sam import build_backend
+from nnunet_semisam.sam.embedded.noise import dice
+from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.tuning import FILE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "splits", "model"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--cases", type=int, default=6)
+    parser.add_argument("--patches", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    teacher, rows = opened(args), {}
+    asked = labelers(args.model / f"fold_{args.fold}" / FILE, teacher.configuration_manager.spacing)
+    for image, truth, predictions in patches(teacher, args):
+        for source, prob in predictions.items():
+            for weights, labeler in asked.items():
+                pseudo = labeler(image, prob, 0)
+                found = [dice(of.argmax(1)[0] == 1, truth) for of in (prob, pseudo.prob)]
+                rows.setdefault((source, weights), []).append((*found, float(pseudo.confidence.mean())))
+    print("| prediction of | generalist | patches | Dice, teacher | Dice, answer | confidence |")
+    print("|---|---|---|---|---|---|")
+    for (source, weights), found in rows.items():
+        print(f"| {source} | {weights} | {len(found)} | {' | '.join(f'{v:.3f}' for v in np.mean(found, 0))} |")
+
+
+def opened(args: argparse.Namespace) -> nnUNetPredictor:
+    """The teacher's weights in nnU-Net's predictor."""
+    teacher = nnUNetPredictor(
+        device=torch.device("cpu"), use_mirroring=False, perform_everything_on_device=False, allow_tqdm=False
+    )
+    teacher.initialize_from_trained_model_folder(str(args.model), (args.fold,), "checkpoint_final_teacher.pth")
+    teacher.network.load_state_dict(teacher.list_of_parameters[0])
+    teacher.network.eval()
+    return teacher
+
+
+def labelers(tuned: Path, spacing: list[float]) -> dict[str, SamLabeler]:
+    """By the generalist's weights."""
+    made = {}
+    for name in ("as shipped", "tuned")[: 1 + tuned.is_file()]:
+        backend = build_backend(SamConfig(), torch.device("cpu"), spacing)
+        if name == "tuned":
+            state = torch.load(tuned, weights_only=True)["state"]
+            backend.generalists[3].network.load_state_dict(state)
+        made[name] = SamLabeler(backend, SamConfig(), OutputSpace(2))
+    return made
+
+
+@torch.no_grad()
+def patches(teacher: nnUNetPredictor, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Image (1, 1, *S), truth (*S), and what the teacher says by the way it is asked (1, 2, *S)."""
+    rng, size = np.random.default_rng(0), teacher.configuration_manager.patch_size
+    for case in embedded_on_real.cases_of(args.data, args.splits)[: args.cases]:
+        image, labels = embedded_on_real.load(args.data, case)
+        whole = teacher.predict_sliding_window_return_logits(image[None]).float().cpu().softmax(0)
+        places = (labels > 0).nonzero()
+        for _ in range(args.patches):
+            center = places[rng.integers(len(places))].tolist()
+            room = [max(0, limit - side) for limit, side in zip(image.shape, size, strict=True)]
+            middle = [place - side // 2 for place, side in zip(center, size, strict=True)]
+            corner = [min(max(low, 0), most) for low, most in zip(middle, room, strict=True)]
+            window = tuple(slice(low, low + side) for low, side in zip(corner, size, strict=True))
+            alone = full_resolution(teacher.network(image[window][None, None])).float().softmax(1)
+            yield (
+                image[window][None, None],
+                labels[window] == 1,
+                {"the patch": alone, "overlapping windows": whole[(slice(None), *window)][None]},
+            )
+
+
+if __name__ == "__main__":
+    main()
