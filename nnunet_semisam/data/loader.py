@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from queue import Empty
@@ -40,9 +41,14 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
 
     def _require_workers(self) -> None:
         """Raises RuntimeError if one is dead; the others are ended, since their queue may be damaged."""
-        dead = [process.exitcode for process in self._processes if not process.is_alive()]
-        if not dead and not self.abort_event.is_set():
+        aborted = self.abort_event.is_set()  # looked at first: the thread that sets it has seen a dead process
+        dead = self._exit_codes()
+        if not dead and not aborted:
             return
+        if not dead:  # that thread may be collecting its exit code right now
+            time.sleep(LOOK_EVERY)
+            dead = self._exit_codes()
+        dead = [code for code in dead if code != 0]  # the others have ended because the event is set
         count = len(self._processes)
         self.abort_event.set()
         for process in self._processes:
@@ -53,6 +59,10 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
             f"({', '.join(map(_manner, dead)) or 'see the error above'}). If nothing is printed above, memory ran out "
             "most often: use fewer processes (nnUNet_n_proc_DA), and continue the training with --c."
         )
+
+    def _exit_codes(self) -> list[int | None]:
+        """Of the processes that are dead."""
+        return [process.exitcode for process in self._processes if not process.is_alive()]
 
 
 def _manner(exitcode: int | None) -> str:

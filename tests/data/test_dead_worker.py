@@ -69,6 +69,22 @@ def test_a_killed_worker_is_told(start, pause):
         assert not process.is_alive()
 
 
+def test_the_signal_is_told_when_another_thread_has_noticed_first(start, monkeypatch):
+    """It sets the event between our look at the processes and at the event, and collects the exit code meanwhile."""
+    stream = start(Batches())
+    next(stream)
+    os.kill(stream._processes[0].pid, signal.SIGKILL)
+    stream._processes[0].join(5)
+    stream.abort_event.set()
+    alive = type(stream._processes[0]).is_alive
+    looks = []
+    monkeypatch.setattr(
+        type(stream._processes[0]), "is_alive", lambda self: (looks.append(self) or len(looks) <= 2) or alive(self)
+    )  # the first look at both finds them alive
+    told = until_it_fails(stream)
+    assert "1 of 2 processes" in told and "SIGKILL" in told
+
+
 def test_a_kill_while_we_wait_for_a_batch_is_told(start):
     stream = start(Batches(seconds=1), count=1)
     next(stream)
