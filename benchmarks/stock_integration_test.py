@@ -1,10 +1,16 @@
-"""nnU-Net's `run_integration_test.sh` with this package installed, line by line, on a CPU.
+"""nnU-Net's `run_integration_test.sh`, line by line, on a CPU: with this package installed and, to compare, without.
 
     python benchmarks/stock_integration_test.py HIPPOCAMPUS_RAW_FOLDER NNUNET_REPOSITORY WORK_FOLDER [--dataset 999]
+    NNUNET_SEMISAM_NO_DISCOVERY=1 python benchmarks/stock_integration_test.py …     # nnU-Net finds nothing of this package
 
 The lines are read from the script in a clone of nnU-Net: stock trainers, four configurations, five folds each, then the
 best configuration, prediction, ensembling and postprocessing. Cut down for a CPU: ten cases, networks as in
-`integration_datasets.py`, five epochs of one iteration, and `-device cpu` where nnU-Net would take CUDA.
+`integration_datasets.py`, five epochs of few iterations, and `-device cpu` where nnU-Net would take CUDA. The random
+numbers are seeded before each line, so both runs shall print the same Dice, digit by digit.
+
+nnU-Net's script predicts with whatever is best as if it were no cascade, and nnU-Net refuses a cascade without its
+previous stage: where a cascade is the best, alone or in an ensemble, the script ends with that refusal, with and
+without this package. `--seed` makes other trainings.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import runpy
 import shlex
 import shutil
@@ -20,6 +27,7 @@ import time
 from pathlib import Path
 
 import integration_datasets as datasets
+import numpy as np
 
 CASES = 10
 
@@ -41,8 +49,8 @@ def prepare(number: int, source: Path, work: Path) -> Path:
     return work / "nnUNet_results" / name
 
 
-def cut_down() -> None:
-    """One iteration per epoch, prediction on the CPU, no pictures."""
+def cut_down(iterations: int) -> None:
+    """Few iterations per epoch, prediction on the CPU, no pictures."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
@@ -51,7 +59,7 @@ def cut_down() -> None:
     predictor, start = nnUNetPredictor.__init__, nnUNetTrainer.on_train_start
 
     def short(self):
-        self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
+        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = iterations, 1
         start(self)
 
     nnUNetTrainer.on_train_start = short
@@ -62,13 +70,15 @@ def cut_down() -> None:
     torch.set_num_interop_threads = lambda number: None  # once per process is all that torch allows
 
 
-def run_lines(repository: Path, number: int) -> None:
+def run_lines(repository: Path, number: int, seed: int) -> None:
     """Every line of nnU-Net's script."""
+    import torch
     from toy_modes import command
 
     script, begin = repository / "nnunetv2/tests/integration_tests/run_integration_test.sh", time.perf_counter()
     for line in filter(None, script.read_text().replace("$1", str(number)).splitlines()):
         print(f"== {time.perf_counter() - begin:.0f} s: {line}", flush=True)
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
         words = shlex.split(line)
         if words[0] == "nnUNetv2_train":
             command(*words, "-device", "cpu")
@@ -85,7 +95,11 @@ def main() -> None:
     parser.add_argument("repository", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--dataset", type=int, default=999, choices=datasets.SUFFIX)
+    parser.add_argument("--iterations", type=int, default=20, help="per epoch (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    found = os.environ.get("nnUNet_extTrainer", "nothing")
+    print("outside of nnU-Net, trainers are looked for in:", found, flush=True)
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(args.work / f"nnUNet_{name}")
         (args.work / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
@@ -96,10 +110,12 @@ def main() -> None:
     in_threads(pytest.MonkeyPatch())
     results = prepare(args.dataset, args.source, args.work)
     os.environ |= {"nnUNet_n_proc_DA": "0"}  # planning fails with it
-    cut_down()
-    run_lines(args.repository, args.dataset)
-    found = json.loads((results / "inference_information.json").read_text())["all_results"]
-    print(*(f"{dice:.3f} {name}" for name, dice in found.items()), sep="\n")
+    cut_down(args.iterations)
+    try:
+        run_lines(args.repository, args.dataset, args.seed)
+    finally:
+        found = json.loads((results / "inference_information.json").read_text())["all_results"]
+        print(*(f"{dice:.6f} {name}" for name, dice in found.items()), sep="\n")
     print("postprocessed:", *(file.name for file in (results / "ensemble_predictions_postprocessed").iterdir()))
 
 

@@ -37,6 +37,14 @@ class Unscaled(Scaled):
     scaler = staticmethod(lambda: None)
 
 
+class Noting(Scaled):
+    """Notes the type of every pseudo-label and of its confidence."""
+
+    def record(self, losses, norm, pseudo, *more):
+        self.believed.extend(part.dtype for label in pseudo.values() for part in (label.prob, label.confidence))
+        return super().record(losses, norm, pseudo, *more)
+
+
 class Overflowing(Scaled):
     half = torch.float16
     scaler = staticmethod(lambda: torch.amp.GradScaler("cpu", init_scale=2.0**20))
@@ -87,7 +95,9 @@ def test_half_precision_trains_much_like_full_precision(toy, monkeypatch, half):
     section = short(terms=CONSTANT, num_iterations_per_epoch=2)
     section["sam"] = {**section["sam"], "tune": 0, "min_voxels": 4}
     full = trained(Scaled, section=section)
-    ours = trained(type("Half", (Scaled,), {"half": half}), section=section)
+    believed = []
+    ours = trained(type("Half", (Noting,), {"half": half, "believed": believed}), section=section)
+    assert len(believed) == 8 and set(believed) == {torch.float32}  # what a pseudo-label is, whatever made it
     assert {p.dtype for p in (*ours.network.parameters(), *ours.teacher.network.parameters())} == {torch.float32}
     assert ours.guard.count == 0 and ours.curves.epochs["sam/items"][0] > 0
     start = build(Scaled, section)

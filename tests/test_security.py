@@ -12,7 +12,7 @@ from test_train_step import toy, trained  # noqa: F401 (a fixture)
 from toy_trainer import build, short
 
 import nnunet_semisam
-from nnunet_semisam.checkpoint import plain, read_checkpoint, write_atomically
+from nnunet_semisam.checkpoint import plain, read_checkpoint, write_atomically, write_teacher_checkpoint
 from nnunet_semisam.data.manifest import Manifest
 from nnunet_semisam.data.splits import read_split
 from nnunet_semisam.sam import build_backend
@@ -54,6 +54,14 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(toy, tmp_p
         trainer.load_checkpoint(str(bad))
 
 
+def test_the_teachers_checkpoint_is_made_of_none_that_would_run_code(tmp_path):
+    trace = tmp_path / "it_ran"
+    torch.save({"network_weights": {}, "semisam": {"teacher": {}}, "x": Evil(trace)}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(ValueError, match="checkpoint_final.pth is refused"):
+        write_teacher_checkpoint(str(tmp_path))
+    assert not trace.exists() and not (tmp_path / "checkpoint_final_teacher.pth").exists()
+
+
 def test_numbers_of_numpy_are_read_and_written_as_plain_ones(tmp_path):
     values = {"log": [np.float64(0.5), (np.int64(3), "x")], "tensor": torch.ones(2), "flag": np.bool_(True)}
     file = str(tmp_path / "as_nnunet_does.pth")
@@ -77,9 +85,10 @@ def test_names_that_are_paths_lead_nowhere(tmp_path):
     outside.touch()
     manifest = Manifest(tmp_path / "made", "settings")
     record = {"source": "imagesUn", "files": {}, "settings": "settings"}
-    names = ["../secret", str(outside.with_suffix("")), "good"]
+    names = ["../secret", str(outside.with_suffix("")), "", ".", "..", "..\\secret", "a\0b", "good"]
     manifest.file.write_text(json.dumps(dict.fromkeys(names, record)))
     manifest.image("good").touch()
+    assert list(Manifest.load(tmp_path / "made", "settings").cases) == ["good"]
     assert list(Manifest.load(tmp_path / "made", "settings").finished_cases()) == ["good"]
     splits = tmp_path / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["a"], "unlabeled": ["../secret"], "val": []}]))

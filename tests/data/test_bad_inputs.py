@@ -187,6 +187,7 @@ def refused(toy, name, *words):
     for told in ("\n".join(checked), str(error.value)):
         for word in (name, *words):
             assert word in told
+        assert "BadImage" not in told  # sentences for users, no names of ours
     skipped = []
     kept = preprocess(toy, skipped)
     return kept, skipped
