@@ -76,6 +76,7 @@ WRONG_TYPES = [
          [5.0, True, "5", 0, float("nan")], "an integer of at least 1, or null"),
         (["terms.sam.iterations"], [2.0, True, 0], "an integer of at least 1, or null"),
         (["terms.sam.delay"], [2.0, True, -1, None], "an integer of at least 0"),
+        (["terms.sam.every"], [2.0, True, 0, None], "an integer of at least 1"),
         (["seed"], [1.0, False, "1"], "an integer, or null"),
         (["sam.planes", "sam.num_points", "sam.min_voxels"], [3.0, True, None, 0], "an integer of at least 1"),
         (["sam.num_negative_points", "sam.jitters"], [1.0, False, -1, None], "an integer of at least 0"),
@@ -223,6 +224,13 @@ def test_a_delayed_term_begins_its_schedule_when_the_delay_is_over(iterations, l
     plain = TermConfig(weight=2.0, schedule="linear_rampdown", iterations=length)
     assert [late.at(iteration, 100) for iteration in range(25)] == [0.0] * 25
     assert [late.at(iteration + 25, 100) for iteration in range(75)] == [plain.at(i, 100) for i in range(75)]
+
+
+def test_a_term_of_every_third_iteration_has_its_weight_there_and_none_between():
+    rare = TermConfig(weight=2.0, schedule="linear_rampdown", delay=1, every=3)
+    full = TermConfig(weight=2.0, schedule="linear_rampdown", delay=1)
+    counts = [1, 4, 7]
+    assert [rare.at(i, 10) for i in range(10)] == [full.at(i, 10) if i in counts else 0.0 for i in range(10)]
 
 
 def test_method_args_are_merged_while_the_method_stays_the_same():

@@ -78,7 +78,7 @@ def test_keys_that_an_older_version_did_not_write_had_their_defaults(file, monke
         del checkpoint[KEY]["configuration"][key]
     del checkpoint[KEY]["configuration"]["sam"]["tune"]
     for term in checkpoint[KEY]["configuration"]["terms"].values():
-        del term["delay"]
+        del term["delay"], term["every"]
     torch.save(checkpoint, file)
     built, lines = resumed(file, monkeypatch)
     built.on_train_start()

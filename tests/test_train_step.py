@@ -121,6 +121,12 @@ def test_sam_is_not_asked_during_the_delay_and_a_delay_without_end_is_refused(to
         stepped(short(terms=terms), batches)
 
 
+def test_sam_is_asked_in_every_second_iteration_when_so_told(toy, batches):
+    terms = {"sam": {"weight": 1.0, "schedule": "constant", "every": 2}}
+    stepped(short(terms=terms), batches)  # iterations 0 and 2 of 3
+    assert toy.calls == 2
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_sam_is_told_the_voxel_size_of_the_plans(toy, ndim):
     built = build(nnUNetTrainerSemiSAM, short(), patch_size=(16,) * ndim)
