@@ -1,7 +1,7 @@
 """nnU-Net's `run_integration_test.sh`, line by line, on a CPU: with this package installed and, to compare, without.
 
     python benchmarks/stock_integration_test.py HIPPOCAMPUS_RAW_FOLDER NNUNET_REPOSITORY WORK_FOLDER [--dataset 999]
-    NNUNET_SEMISAM_NO_DISCOVERY=1 python benchmarks/stock_integration_test.py …     # nnU-Net finds nothing of this package
+    NNUNET_SEMISAM_NO_DISCOVERY=1 python benchmarks/stock_integration_test.py …  # nnU-Net finds nothing of ours
 
 The lines are read from the script in a clone of nnU-Net: stock trainers, four configurations, five folds each, then the
 best configuration, prediction, ensembling and postprocessing. Cut down for a CPU: ten cases, networks as in
@@ -28,6 +28,8 @@ from pathlib import Path
 
 import integration_datasets as datasets
 import numpy as np
+
+from nnunet_semisam._discovery import VARIABLE
 
 CASES = 10
 
@@ -98,8 +100,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20, help="per epoch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    found = os.environ.get("nnUNet_extTrainer", "nothing")
-    print("outside of nnU-Net, trainers are looked for in:", found, flush=True)
+    print("outside of nnU-Net, trainers are looked for in:", os.environ.get(VARIABLE, "nothing"), flush=True)
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(args.work / f"nnUNet_{name}")
         (args.work / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,8 @@ class TermConfig:
     """Weight of one loss term over the training.
 
     `delay` iterations pass with weight 0 before the schedule begins. `iterations` is the length of the schedule; None
-    means until the end of the training. With `every` = k the term counts in each k-th iteration only, by the weight that
-    it has there.
+    means until the end of the training. With `every` = k the term counts in each k-th iteration only, with the weight
+    that it has there.
     """
 
     weight: float
@@ -79,6 +79,8 @@ class SamConfig:
         _instance("weigh_by", self.weigh_by, (list, tuple), f"a list out of {', '.join(WEIGHTS)}, or []")
         for name in ("prompts", "weigh_by"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(set(map(str, getattr(self, name)))) < len(getattr(self, name)):
+                raise Refused(name, f"is {list(getattr(self, name))!r}; name each once")
         for number, name in enumerate(self.weigh_by):
             _one_of(f"weigh_by[{number}]", name, WEIGHTS)
         _instance("hard", self.hard, bool, "true or false")
@@ -165,11 +167,11 @@ class SemiSAMConfig:
         _integer("seed", self.seed, or_null=True)
         _integer("max_bad_steps", self.max_bad_steps, 1)
 
-    def with_section(self, section: Mapping[str, Any]) -> SemiSAMConfig:
+    def with_section(self, section: Mapping[str, Any], *, uses_sam: bool = True) -> SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.
 
         `terms` and `sam` are merged key by key, `method_args` while the method stays the same; `"sam": null` switches
-        the generalist off.
+        the generalist off, and so does `uses_sam` whatever the section says.
 
         Raises:
             ValueError: unknown key or value; the message lists the known ones.
@@ -188,7 +190,8 @@ class SemiSAMConfig:
             values["method_args"] = {**self.method_args, **values["method_args"]}
         if values.get("sam") is not None:
             values["sam"] = _merged(SamConfig, self.sam, values["sam"], "sam")
-        return _merged(SemiSAMConfig, self, values)
+        config: SemiSAMConfig = _merged(SemiSAMConfig, self, values)
+        return config if uses_sam else dataclasses.replace(config, sam=None)
 
     def active_terms(self) -> tuple[str, ...]:
         """Names of the terms whose weight is not zero for the whole training."""

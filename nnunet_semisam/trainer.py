@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -74,9 +73,7 @@ class SemiSAM(Base):
         self.previous_channels = cascade.one_hot_channels(self)
         self.folder_with_segs_from_previous_stage = cascade.labeled_folder(self)
         section = self.configuration_manager.configuration.get("semisam", {})
-        self.semisam = self.preset.with_section(section)
-        if not self.uses_sam:
-            self.semisam = replace(self.semisam, sam=None)
+        self.semisam = self.preset.with_section(section, uses_sam=self.uses_sam)
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
             setattr(self, name, getattr(self.semisam, name) or getattr(self, name))
         self.outputs = OutputSpace(self.label_manager.num_segmentation_heads, self.label_manager.has_regions)

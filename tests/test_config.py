@@ -60,6 +60,8 @@ def test_resolved_configuration_survives_json():
         ({"ema_decay": 1.0}, ["ema_decay is 1.0; it must be a number of at least 0 and below 1"]),
         ({"num_epochs": 0}, ["num_epochs"]),
         ({"unlabeled_batch_size": "two"}, ["unlabeled_batch_size", "two"]),
+        ({"sam": {"weigh_by": ["iou", "iou"]}}, ["sam.weigh_by", "name each once"]),
+        ({"sam": {"prompts": ["box", "mask", "box"]}}, ["sam.prompts", "name each once"]),
     ],
 )
 def test_bad_values_are_named_with_what_is_known(section, named):
@@ -231,6 +233,12 @@ def test_a_term_of_every_third_iteration_has_its_weight_there_and_none_between()
     full = TermConfig(weight=2.0, schedule="linear_rampdown", delay=1)
     counts = [1, 4, 7]
     assert [rare.at(i, 10) for i in range(10)] == [full.at(i, 10) if i in counts else 0.0 for i in range(10)]
+
+
+def test_a_trainer_without_sam_has_none_whatever_the_section_says():
+    assert SemiSAMConfig().with_section({"sam": {"planes": 4}}, uses_sam=False).sam is None
+    with pytest.raises(ValueError, match="sam.planes"):
+        SemiSAMConfig().with_section({"sam": {"planes": 0}}, uses_sam=False)
 
 
 def test_method_args_are_merged_while_the_method_stays_the_same():

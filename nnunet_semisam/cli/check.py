@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,27 +53,30 @@ def check_setup(
     configurations: list[str] | None = None,
     plans_name: str = "nnUNetPlans",
     fold: int | str | None = None,
+    trainer: str = "nnUNetTrainerSemiSAM",
 ) -> Report:
     """Opens every image of `imagesUn`, checks splits and `semisam` sections, builds the SAMs; changes nothing.
 
     Args:
         configurations: None = the usual ones and those with a `semisam` section, as far as they are preprocessed.
         fold: None = all folds of `splits_final.json`.
+        trainer: name of the class that is to be trained.
 
     Raises:
-        ValueError: no such data set, plans or configuration.
+        ValueError: no such data set, plans, configuration or trainer.
     """
     from nnunet_semisam.cli.check_folds import check_folds
     from nnunet_semisam.cli.check_images import check_images
     from nnunet_semisam.data.dataset import PlannedDataset, switched_on
 
-    planned = PlannedDataset.open(dataset, plans_name)
+    planned, configure = PlannedDataset.open(dataset, plans_name), _configure(trainer)
     chosen = planned.configurations(configurations or _usual(planned))
     report = Report([f"data set: {planned.name}, plans: {plans_name}"])
     skips = switched_on(planned, list(chosen), "skip_bad")
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
-        config = _check_section(name, manager.configuration.get("semisam", {}), report, classes=_classes(planned))
+        section = manager.configuration.get("semisam", {})
+        config = _check_section(name, section, report, configure=configure, classes=_classes(planned))
         if config and config.distribution_alignment and "ignore" in planned.dataset_json["labels"]:
             report.warning(f"{name}: distribution_alignment has no effect: the data set has an ignore label")
         folder = planned.folder / manager.data_identifier
@@ -98,19 +102,35 @@ def _classes(planned: PlannedDataset) -> list[str]:
     return class_names(planned.plans_manager.get_label_manager(planned.dataset_json))
 
 
-def _check_section(name: str, section: dict, report: Report, *, classes: list[str]) -> SemiSAMConfig | None:
+def _configure(trainer: str) -> Callable[[dict], SemiSAMConfig]:
+    """What the trainer makes of a section."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_semisam.trainer import SemiSAM
+
+    try:
+        found = recursive_find_trainer_class_by_name(trainer)
+    except RuntimeError as error:
+        raise ValueError(f"-tr {trainer}: nnU-Net finds no such trainer") from error
+    if not issubclass(found, SemiSAM):
+        raise ValueError(f"-tr {trainer}: it is none of this package and reads no semisam section")
+    return partial(found.preset.with_section, uses_sam=found.uses_sam)
+
+
+def _check_section(
+    name: str, section: dict, report: Report, *, configure: Callable[[dict], SemiSAMConfig], classes: list[str]
+) -> SemiSAMConfig | None:
     """The configuration that the section makes, if it is right; SAM is built on the CPU where training would ask it."""
     import torch
 
-    from nnunet_semisam.cli.plan import check_section
-    from nnunet_semisam.config import SemiSAMConfig
+    from nnunet_semisam.cli.plan import check_configuration
     from nnunet_semisam.sam import build_backend
     from nnunet_semisam.trust import configured_trust
 
     known = len(report.problems)
-    config = report.attempt(SemiSAMConfig().with_section, section)
+    config = report.attempt(configure, section)
     if config is not None and section:
-        report.attempt(check_section, section)
+        report.attempt(check_configuration, config)
         if "sam" in config.active_terms():
             report.attempt(configured_trust, config.sam, classes)
             report.attempt(build_backend, config.sam, torch.device("cpu"))
@@ -123,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 1 if there is a problem; warnings do not count."""
     args = _parser().parse_args(argv)
     try:
-        report = check_setup(args.d, configurations=args.c, plans_name=args.p, fold=args.f)
+        report = check_setup(args.d, configurations=args.c, plans_name=args.p, fold=args.f, trainer=args.tr)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -141,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: those that are preprocessed")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: %(default)s)")
     parser.add_argument("-f", metavar="FOLD", type=_fold, help='number of a fold or "all" (default: every fold)')
+    parser.add_argument("-tr", default="nnUNetTrainerSemiSAM", metavar="TRAINER", help="default: %(default)s")
     return parser
 
 

@@ -7,7 +7,10 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_semisam.config import SemiSAMConfig
 
 EPOCHS, ITERATIONS = 1000, 250  # nnU-Net's, where the section does not say
 WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -74,13 +77,18 @@ def write_configuration(
 
 
 def check_section(section: Mapping[str, Any]) -> None:
-    """Raises ValueError for whatever the trainer would refuse: keys, values, method, backend, and their arguments."""
+    """Raises ValueError for whatever `nnUNetTrainerSemiSAM` would refuse in a section."""
     from nnunet_semisam.config import SemiSAMConfig
+
+    check_configuration(SemiSAMConfig().with_section(section))
+
+
+def check_configuration(config: SemiSAMConfig) -> None:
+    """Raises ValueError for an unknown method or backend, terms that it does not make, and wrong arguments."""
     from nnunet_semisam.methods import build_method
     from nnunet_semisam.ops.outputs import OutputSpace
     from nnunet_semisam.sam import check_backend_args
 
-    config = SemiSAMConfig().with_section(section)
     method = build_method(config.method, config.method_args, OutputSpace(2))
     config.require_terms((*method.term_names, "sam"))
     config.refuse_late_terms((config.num_epochs or EPOCHS) * (config.num_iterations_per_epoch or ITERATIONS))

@@ -152,6 +152,24 @@ def test_check_knows_terms_that_never_count(ready, capsys):
     assert "3d_late: semisam: terms.sam.delay is 20, but the training has 20 iterations" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "trainer, told",
+    [
+        ("nnUNetTrainerSemiSAM", "unknown class 'heart' in sam.trust"),
+        ("nnUNetTrainerMeanTeacher", None),
+        ("nnUNetTrainerSemiSAM_5epochs", "terms.consistency.delay is 2000, but the training has 1250 iterations"),
+        ("nnUNetTrainer", "none of this package"),
+        ("nnUNetTrainerSemSAM", "nnU-Net finds no such trainer"),
+    ],
+)
+def test_check_knows_what_the_trainer_makes_of_a_section(ready, capsys, trainer, told):
+    section = {"sam": {"trust": {"heart": 0}}, "terms": {"consistency": {"delay": 2000}}}
+    ready.edit_plans("3d_own", inherits_from="3d_fullres", semisam=section)
+    assert check.main(["-d", "901", "-c", "3d_own", "-tr", trainer]) == (1 if told else 0)
+    output = capsys.readouterr()
+    assert (told or "no problem") in output.out + output.err
+
+
 def test_check_warns_of_alignment_beside_an_ignore_label(ready, capsys, tmp_path):
     ready.edit_plans("3d_fullres", semisam={"distribution_alignment": 1.0})
     assert check.main(["-d", "901"]) == 0
