@@ -15,8 +15,8 @@ SECTION = {
 }  # fmt: skip
 
 
-def train(rank, root):
-    """One rank; what it ends up with goes to `RANK.pt`."""
+def train(rank, root, more):
+    """One rank, trained with the section and `more`; what it ends up with goes to `RANK.pt`."""
     os.environ |= {f"nnUNet_{name}": f"{root}/nnUNet_{name}" for name in ("preprocessed", "results")}
     os.environ |= {"nnUNet_n_proc_DA": "0", "MASTER_ADDR": "127.0.0.1", "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
     torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def train(rank, root):
             self.device, self.grad_scaler = torch.device("cpu"), None
             super().initialize()
 
-    trainer = build(OnTheCpu, SECTION)
+    trainer = build(OnTheCpu, SECTION | more)
     seen, losses, step = [], [], trainer.train_step
     trainer.train_step = lambda batch: losses.append(step(batch)["loss"].item()) or {"loss": losses[-1]}
     draw = trainer.method.student_view

@@ -9,18 +9,29 @@ import torch.multiprocessing as mp
 from toy_ranks import RANKS, train
 from toy_trainer import write_preprocessed
 
+MORE = {
+    "method_args": {"paste": 0.5, "cutmix": 0.5, "loss": "dice"},
+    "distribution_alignment": 1.0,
+    "terms": {
+        "consistency": {"weight": 1.0, "schedule": "constant", "delay": 1},
+        "sam": {"weight": 1.0, "schedule": "constant", "delay": 1, "every": 2},
+    },
+}
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_ranks_train_one_network(tmp_path):
+@pytest.mark.parametrize("more", [{}, MORE], ids=["defaults", "more"])
+def test_two_ranks_train_one_network(tmp_path, more):
     write_preprocessed(tmp_path / "nnUNet_preprocessed")
-    mp.spawn(train, (str(tmp_path),), nprocs=RANKS)
+    mp.spawn(train, (str(tmp_path), more), nprocs=RANKS)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS))
     for name in ("student", "teacher"):
         assert all(torch.equal(one[name][key], two[name][key]) for key in one[name]), name
     assert one["trust"] == two["trust"]
     assert all(torch.equal(a, b) for a, b in zip(one["tuned"], two["tuned"], strict=True))
-    assert len(one["seen"]) == 4 and not torch.equal(one["seen"], two["seen"])  # each rank has its own patches
+    assert len(one["seen"]) == 4 - bool(more)
+    assert not torch.equal(one["seen"], two["seen"])  # each rank has its own patches
     assert all(torch.isfinite(torch.tensor(rank["losses"])).all() for rank in (one, two))
     assert {"checkpoint_final.pth", "checkpoint_final_teacher.pth", "semisam.json", "semisam_tuned.pt"} <= {
         *one["files"]
