@@ -1,4 +1,4 @@
-"""Weight schedules: pure functions of the iteration, each from 0 to 1 or back."""
+"""Weight schedules: pure functions of the iteration, each from 0 to 1, back, or both."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def sigmoid_rampdown(iteration: int, length: int) -> float:
     return 0.0 if iteration >= length else sigmoid_rampup(length - iteration, length)
 
 
+def sigmoid_rise_and_fall(iteration: int, length: int) -> float:
+    """`sigmoid_rampup` over the first third, `sigmoid_rampdown` over the rest.
+
+    For a generalist that beats a weak teacher, is asked too much by an untrained one, and is beaten by a good one.
+    """
+    peak = length / 3
+    if iteration < peak:
+        return math.exp(-5.0 * (1.0 - max(iteration, 0) / peak) ** 2)
+    return 0.0 if iteration >= length else math.exp(-5.0 * ((iteration - peak) / (length - peak)) ** 2)
+
+
 def linear_rampup(iteration: int, length: int) -> float:
     """t/T, at most 1."""
     return min(max(iteration, 0), length) / length
@@ -36,5 +47,6 @@ def constant(iteration: int, length: int) -> float:
 
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    f.__name__: f for f in (sigmoid_rampup, sigmoid_rampdown, linear_rampup, linear_rampdown, constant)
+    f.__name__: f
+    for f in (sigmoid_rampup, sigmoid_rampdown, sigmoid_rise_and_fall, linear_rampup, linear_rampdown, constant)
 }
