@@ -167,6 +167,8 @@ def test_strangers_are_told_what_exists():
         ("fixmatch", {"view": "cuda"}, ["view is 'cuda'", "device, nnunet"]),
         ("mean_teacher", {"cutmix": 1.5}, ["method_args.cutmix is 1.5", "from 0 to 1"]),
         ("mean_teacher", {"paste": 2}, ["method_args.paste is 2", "from 0 to 1"]),
+        ("mean_teacher", {"center_sigma": 0.0}, ["method_args.center_sigma is 0; it must be above 0, or null"]),
+        ("mean_teacher", {"center_sigma": True}, ["method_args.center_sigma is True", "number"]),
         ("fixmatch", {"loss": "mae"}, ["method_args.loss is 'mae'", "mse, dice"]),
         ("mean_teacher", {"loss": {"consistency": "mae"}}, ["method_args.loss.consistency is 'mae'", "mse, dice"]),
         ("mean_teacher", {"loss": {"entropy": "mse"}}, ["no term named 'entropy'", "consistency, sam"]),

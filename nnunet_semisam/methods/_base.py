@@ -16,6 +16,7 @@ from nnunet_semisam.ops.losses import LOSSES
 from nnunet_semisam.ops.mix import cutmix, random_boxes
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.perturb import Perturbation
+from nnunet_semisam.ops.window import center_weights
 from nnunet_semisam.types import LabeledBatch, PseudoLabel, UnlabeledBatch
 
 Teacher = Callable[[Tensor], Tensor]  # image (U, C, *S) -> prob (U, K, *S)
@@ -41,6 +42,9 @@ class SemiMethod(abc.ABC):
             their pseudo-labels alike (see `nnunet_semisam.ops.mix`).
         paste: probability that a box of each of these patches is replaced by one of a labeled patch, whose labels are
             then the target there: one direction of bidirectional copy-paste (Bai et al., CVPR 2023, arXiv 2305.00673).
+        center_sigma: width of the Gaussian by which the unlabeled losses count the middle of a patch more than its
+            border, where a network lacks context, as a share of the patch's sides (nnU-Net's sliding window takes
+            0.125); None: all voxels alike.
     """
 
     term_names: ClassVar[tuple[str, ...]] = ("consistency",)
@@ -51,6 +55,7 @@ class SemiMethod(abc.ABC):
     loss: str | dict[str, str] = "mse"
     cutmix: float = 0.0
     paste: float = 0.0
+    center_sigma: float | None = None
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
@@ -59,6 +64,10 @@ class SemiMethod(abc.ABC):
         self._check_losses()
         require_number("method_args.cutmix", self.cutmix, 1)
         require_number("method_args.paste", self.paste, 1)
+        if self.center_sigma is not None:
+            require_number("method_args.center_sigma", self.center_sigma, math.inf)
+            if self.center_sigma == 0:
+                raise ValueError("semisam: method_args.center_sigma is 0; it must be above 0, or null")
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -84,7 +93,8 @@ class SemiMethod(abc.ABC):
             labeled: the labeled patches of the same iteration, for `paste`; None: nothing is pasted.
         """
         view = self.student_view(unlabeled)
-        targets = {name: (p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
+        middle = 1.0 if self.center_sigma is None else center_weights(view.shape[2:], self.center_sigma, view.device)
+        targets = {name: (p.prob, p.confidence * p.scale * middle) for name, p in pseudo.items()}
         if self.cutmix and torch.rand(()).item() < self.cutmix:
             mix = cutmix(view.shape, view.device)
             view = mix(view)

@@ -190,6 +190,20 @@ def test_paste_puts_labeled_voxels_with_their_label_into_the_view(setting, chanc
     assert sum(p.grad.norm() for p in student.parameters() if p.grad is not None) > 1e-8
 
 
+def test_with_center_sigma_the_middle_counts_more_than_the_border(setting):
+    student, _, unlabeled, outputs = setting
+    method = build_method("mean_teacher", {"view": "nnunet", "center_sigma": 0.25}, outputs)
+    size = unlabeled.image.shape[2:]
+    target = torch.rand(2, HEADS, *size)
+    found = method.terms(student, unlabeled, {"consistency": PseudoLabel.certain(target)})["consistency"]
+    grid = torch.meshgrid(*[(torch.arange(n) + 0.5) / n - 0.5 for n in size], indexing="ij")
+    window = torch.exp(-0.5 * sum((axis / 0.25) ** 2 for axis in grid))
+    weight = (window / window.mean()).expand(2, 1, *size)
+    expected = soft_mse(outputs.prob(student(unlabeled.strong)[0]), target, weight)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert window.flatten()[0] < 0.1 * window.max()
+
+
 def test_in_a_cascade_only_the_image_is_perturbed(setting):
     *_, outputs = setting
     one_hot = torch.randint(0, 2, (2, 3, 12, 10)).float()
