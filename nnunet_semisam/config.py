@@ -79,10 +79,9 @@ class SamConfig:
         _instance("weigh_by", self.weigh_by, (list, tuple), f"a list out of {', '.join(WEIGHTS)}, or []")
         for name in ("prompts", "weigh_by"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(set(map(str, getattr(self, name)))) < len(getattr(self, name)):
-                raise Refused(name, f"is {list(getattr(self, name))!r}; name each once")
         for number, name in enumerate(self.weigh_by):
             _one_of(f"weigh_by[{number}]", name, WEIGHTS)
+        _no_twice("weigh_by", self.weigh_by)
         _instance("hard", self.hard, bool, "true or false")
         self._check_prompts()
         _one_of("axis", self.axis, (0, 1, 2, "alternate"))
@@ -115,6 +114,7 @@ class SamConfig:
     def _check_prompts(self) -> None:
         for number, kind in enumerate(self.prompts):
             _one_of(f"prompts[{number}]", kind, PROMPT_KINDS)
+        _no_twice("prompts", self.prompts)
         if not self.prompts:
             raise Refused("prompts", f"is empty; choose from {', '.join(PROMPT_KINDS)}")
         if set(self.prompts) == {"negative_points"}:
@@ -208,17 +208,20 @@ class SemiSAMConfig:
                 raise Refused("terms", f"has no term named {name!r}; known are {', '.join(known)}")
 
     def refuse_late_terms(self, total_iterations: int) -> None:
-        """Checks that no term waits for longer than the training lasts.
+        """Checks that every term counts in some iteration of the training.
 
         Raises:
             ValueError: it names the term and both numbers.
         """
         for name in self.active_terms():
-            if (delay := self.terms[name].delay) >= total_iterations:
+            term = self.terms[name]
+            turns = range(term.delay, total_iterations, term.every)
+            if not any(term.at(iteration, total_iterations) for iteration in turns):
+                key = "delay" if term.delay >= total_iterations else "every"
                 raise Refused(
-                    f"terms.{name}.delay",
-                    f"is {delay}, but the training has {total_iterations} iterations, so the term would never count; "
-                    "choose a smaller one, or weight 0",
+                    f"terms.{name}.{key}",
+                    f"is {getattr(term, key)}, but the training has {total_iterations} iterations, so the term would "
+                    "never count; choose a smaller one, or weight 0",
                 )
 
     def weights(self, iteration: int, total_iterations: int) -> dict[str, float]:
@@ -267,6 +270,11 @@ def _one_of(name: str, value: Any, known: Iterable[Any]) -> None:
     """True and 1.0 are not taken for 1."""
     if not any(type(value) is type(choice) and value == choice for choice in known):
         raise Refused(name, f"is {value!r}; known are {', '.join(map(str, known))}")
+
+
+def _no_twice(name: str, values: tuple[str, ...]) -> None:
+    if len(set(values)) < len(values):
+        raise Refused(name, f"is {list(values)!r}; name each once")
 
 
 def _instance(name: str, value: Any, kind: Any, wanted: str) -> None:

@@ -264,7 +264,7 @@ class SemiSAM(Base):
         labeler = SamLabeler(backend, self.semisam.sam, self.outputs, say=self.print_to_log_file)
         patch = (1, self.num_input_channels - self.previous_channels, *self.configuration_manager.patch_size)
         labeler.probe(torch.zeros(patch, device=self.device))
-        return SamAssisted(self.method, labeler)
+        return SamAssisted(self.method, labeler, self.semisam.terms["sam"].every)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:

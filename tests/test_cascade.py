@@ -223,8 +223,9 @@ def write_plans(folder):
 def test_check_warns_where_the_previous_stage_is_not_trained(toy, tmp_path):  # noqa: F811
     from nnunet_semisam.cli.check import check_setup
 
-    def told(name, fold):
-        return [text for text in check_setup(NAME, configurations=[name], fold=fold).warnings if "needs low" in text]
+    def told(name, fold, trainer=None):
+        report = check_setup(NAME, configurations=[name], fold=fold, trainer=trainer)
+        return [text for text in report.warnings if "needs low" in text]
 
     write_lowres(tmp_path / "nnUNet_preprocessed")
     write_plans(tmp_path / CASES)
@@ -235,6 +236,8 @@ def test_check_warns_where_the_previous_stage_is_not_trained(toy, tmp_path):  # 
     assert f"nnUNetv2_train {NAME} low 1" in other
     train_lowres(nnUNetTrainerMeanTeacher)
     assert told(CASCADE, 0) == []
+    assert told(CASCADE, 0, "nnUNetTrainerMeanTeacher") == []
+    assert "-tr nnUNetTrainerSemiSAM_5epochs" in told(CASCADE, 0, "nnUNetTrainerSemiSAM_5epochs")[0]
 
 
 def test_the_command_predicts_for_the_folds_asked_for(lowres, predicted, tmp_path, capsys):

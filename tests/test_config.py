@@ -62,6 +62,8 @@ def test_resolved_configuration_survives_json():
         ({"unlabeled_batch_size": "two"}, ["unlabeled_batch_size", "two"]),
         ({"sam": {"weigh_by": ["iou", "iou"]}}, ["sam.weigh_by", "name each once"]),
         ({"sam": {"prompts": ["box", "mask", "box"]}}, ["sam.prompts", "name each once"]),
+        ({"sam": {"prompts": ["foo", "foo"]}}, ["sam.prompts[0] is 'foo'", "known are points"]),
+        ({"sam": {"weigh_by": [{}, {}]}}, ["sam.weigh_by[0] is {}", "known are iou"]),
     ],
 )
 def test_bad_values_are_named_with_what_is_known(section, named):
@@ -167,7 +169,8 @@ def test_strangers_are_told_what_exists():
         ("fixmatch", {"view": "cuda"}, ["view is 'cuda'", "device, nnunet"]),
         ("mean_teacher", {"cutmix": 1.5}, ["method_args.cutmix is 1.5", "from 0 to 1"]),
         ("mean_teacher", {"paste": 2}, ["method_args.paste is 2", "from 0 to 1"]),
-        ("mean_teacher", {"center_sigma": 0.0}, ["method_args.center_sigma is 0; it must be above 0, or null"]),
+        ("mean_teacher", {"center_sigma": 0}, ["method_args.center_sigma is 0; it must be at least 0.05, or null"]),
+        ("mean_teacher", {"center_sigma": float("inf")}, ["method_args.center_sigma is inf", "number"]),
         ("mean_teacher", {"center_sigma": True}, ["method_args.center_sigma is True", "number"]),
         ("fixmatch", {"loss": "mae"}, ["method_args.loss is 'mae'", "mse, dice"]),
         ("mean_teacher", {"loss": {"consistency": "mae"}}, ["method_args.loss.consistency is 'mae'", "mse, dice"]),
@@ -235,6 +238,25 @@ def test_a_term_of_every_third_iteration_has_its_weight_there_and_none_between()
     full = TermConfig(weight=2.0, schedule="linear_rampdown", delay=1)
     counts = [1, 4, 7]
     assert [rare.at(i, 10) for i in range(10)] == [full.at(i, 10) if i in counts else 0.0 for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "term, key",
+    [
+        ({"delay": 20}, "delay is 20"),
+        ({"every": 20, "schedule": "linear_rampup"}, "every is 20"),
+        ({"delay": 10, "every": 15, "schedule": "linear_rampup"}, "every is 15"),
+        ({"every": 20, "schedule": "constant"}, None),
+        ({"delay": 19, "schedule": "sigmoid_rise_and_fall"}, None),
+    ],
+)
+def test_a_term_that_never_counts_is_refused(term, key):
+    config = SemiSAMConfig().with_section({"terms": {"sam": {"weight": 1.0, **term}}})
+    if key is None:
+        config.refuse_late_terms(20)
+        return
+    with pytest.raises(ValueError, match=f"terms.sam.{key}, but the training has 20 iterations"):
+        config.refuse_late_terms(20)
 
 
 def test_a_trainer_without_sam_has_none_whatever_the_section_says():

@@ -24,6 +24,7 @@ from toy_trainer import (
 
 from nnunet_semisam.checkpoint import seed_everything
 from nnunet_semisam.curves import Curves
+from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
 NO_TERMS = {"consistency": {"weight": 0}, "sam": {"weight": 0}}
@@ -121,10 +122,15 @@ def test_sam_is_not_asked_during_the_delay_and_a_delay_without_end_is_refused(to
         stepped(short(terms=terms), batches)
 
 
-def test_sam_is_asked_in_every_second_iteration_when_so_told(toy, batches):
+def test_sam_is_asked_in_every_second_iteration_when_so_told(toy, batches, monkeypatch):
+    turns, planes = [], SamLabeler._planes
+    monkeypatch.setattr(
+        SamLabeler, "_planes", lambda self, hard, iteration: turns.append(iteration) or planes(self, hard, iteration)
+    )
     terms = {"sam": {"weight": 1.0, "schedule": "constant", "every": 2}}
     stepped(short(terms=terms), batches)  # iterations 0 and 2 of 3
     assert toy.calls == 2
+    assert turns[-2:] == [0, 1]  # the number of the question, by which axes have their turn
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

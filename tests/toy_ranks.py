@@ -8,6 +8,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from nnunet_semisam import collapse
+
 RANKS = 2
 SECTION = {
     "seed": 7, "num_epochs": 1, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1,
@@ -21,6 +23,7 @@ def train(rank, root, more):
     os.environ |= {"nnUNet_n_proc_DA": "0", "MASTER_ADDR": "127.0.0.1", "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=RANKS, init_method=f"file://{root}/meeting_point")
+    collapse.WINDOW = 0.999  # alignment acts from the second iteration on
     import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as nnunet
     from toy_trainer import build
 
@@ -39,10 +42,12 @@ def train(rank, root, more):
     trainer.train_step = lambda batch: losses.append(step(batch)["loss"].item()) or {"loss": losses[-1]}
     draw = trainer.method.student_view
     trainer.method.student_view = lambda batch: seen.append(batch.image.clone()) or draw(batch)
+    asked, record = [], trainer.record
+    trainer.record = lambda *args: asked.append(args[-1]) or record(*args)
     trainer.run_training()
     content = {
         "student": trainer.network.state_dict(), "teacher": trainer.teacher.state_dict(), "trust": trainer.trust,
-        "seen": torch.stack(seen), "losses": losses, "files": sorted(os.listdir(trainer.output_folder)),
+        "asked": asked, "seen": torch.stack(seen), "losses": losses, "files": sorted(os.listdir(trainer.output_folder)),
         "tuned": [tensor for g in trainer.sam_assisted.labeler.backend.generalists.values()
                   for tensor in g.network.state_dict().values()],
     }  # fmt: skip

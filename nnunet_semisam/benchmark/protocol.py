@@ -148,8 +148,8 @@ def _check_words(values: Mapping[str, Any]) -> None:
         numbers = [value] if key == "batch_size" else value
         if not isinstance(numbers, list) or not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError(f"protocol: network.{key} is {value!r}; it must be made of positive integers")
-    axes = 2 if values.get("configuration", "3d_fullres").startswith("2d") else 3
-    if len(patch := (network or {}).get("patch_size", [1] * axes)) != axes:
+    axes = {"2d": 2, "3d": 3}.get(values.get("configuration", "3d_fullres")[:2])
+    if axes and len(patch := (network or {}).get("patch_size", [1] * axes)) != axes:
         raise ValueError(f"protocol: network.patch_size is {patch}; this configuration has {axes} axes")
     if len(features := (network or {}).get("features", [1] * 3)) < 3:
-        raise ValueError(f"protocol: network.features is {features}; nnU-Net's networks have at least 3 stages")
+        raise ValueError(f"protocol: network.features is {features}; it must have at least 3 stages")

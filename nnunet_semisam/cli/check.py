@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnunet_semisam.config import SemiSAMConfig
     from nnunet_semisam.data.dataset import PlannedDataset
+    from nnunet_semisam.trainer import SemiSAM
 
 
 @dataclass
@@ -53,14 +56,15 @@ def check_setup(
     configurations: list[str] | None = None,
     plans_name: str = "nnUNetPlans",
     fold: int | str | None = None,
-    trainer: str = "nnUNetTrainerSemiSAM",
+    trainer: str | None = None,
 ) -> Report:
     """Opens every image of `imagesUn`, checks splits and `semisam` sections, builds the SAMs; changes nothing.
 
     Args:
         configurations: None = the usual ones and those with a `semisam` section, as far as they are preprocessed.
         fold: None = all folds of `splits_final.json`.
-        trainer: name of the class that is to be trained.
+        trainer: name of the class that is to be trained; None = `nnUNetTrainerSemiSAM`, and a cascade may go on from
+            what any trainer of this package has trained.
 
     Raises:
         ValueError: no such data set, plans, configuration or trainer.
@@ -68,11 +72,14 @@ def check_setup(
     from nnunet_semisam.cli.check_folds import check_folds
     from nnunet_semisam.cli.check_images import check_images
     from nnunet_semisam.data.dataset import PlannedDataset, switched_on
+    from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
-    planned, configure = PlannedDataset.open(dataset, plans_name), _configure(trainer)
+    planned = PlannedDataset.open(dataset, plans_name)
+    trainers = [_find(trainer)] if trainer else [nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher]
+    configure = partial(trainers[0].preset.with_section, uses_sam=trainers[0].uses_sam)
     chosen = planned.configurations(configurations or _usual(planned))
     report = Report([f"data set: {planned.name}, plans: {plans_name}"])
-    skips = switched_on(planned, list(chosen), "skip_bad")
+    skips = trainers[0].preset.skip_bad or switched_on(planned, list(chosen), "skip_bad")
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
         section = manager.configuration.get("semisam", {})
@@ -83,7 +90,7 @@ def check_setup(
         if configurations is None and not folder.is_dir():
             report.facts.append(f"{name}: not preprocessed, splits not checked")
         else:
-            check_folds(planned, name, images, report, config=config, fold=fold)
+            check_folds(planned, name, images, report, config=config, fold=fold, trainers=trainers)
     return report
 
 
@@ -102,19 +109,20 @@ def _classes(planned: PlannedDataset) -> list[str]:
     return class_names(planned.plans_manager.get_label_manager(planned.dataset_json))
 
 
-def _configure(trainer: str) -> Callable[[dict], SemiSAMConfig]:
-    """What the trainer makes of a section."""
+def _find(trainer: str) -> type[SemiSAM]:
+    """The class of that name, as nnU-Net's training command finds it."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     from nnunet_semisam.trainer import SemiSAM
 
     try:
-        found = recursive_find_trainer_class_by_name(trainer)
-    except RuntimeError as error:
-        raise ValueError(f"-tr {trainer}: nnU-Net finds no such trainer") from error
-    if not issubclass(found, SemiSAM):
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+            found = recursive_find_trainer_class_by_name(trainer)
+    except Exception as error:  # noqa: BLE001 (files in a folder of the user's can fail in any way)
+        raise ValueError(f"-tr {trainer}: nnU-Net finds no such trainer: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, SemiSAM)):
         raise ValueError(f"-tr {trainer}: it is none of this package and reads no semisam section")
-    return partial(found.preset.with_section, uses_sam=found.uses_sam)
+    return found
 
 
 def _check_section(
@@ -124,12 +132,13 @@ def _check_section(
     import torch
 
     from nnunet_semisam.cli.plan import check_configuration
+    from nnunet_semisam.config import SemiSAMConfig
     from nnunet_semisam.sam import build_backend
     from nnunet_semisam.trust import configured_trust
 
     known = len(report.problems)
     config = report.attempt(configure, section)
-    if config is not None and section:
+    if config is not None and (section or config != SemiSAMConfig()):
         report.attempt(check_configuration, config)
         if "sam" in config.active_terms():
             report.attempt(configured_trust, config.sam, classes)
@@ -161,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: those that are preprocessed")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: %(default)s)")
     parser.add_argument("-f", metavar="FOLD", type=_fold, help='number of a fold or "all" (default: every fold)')
-    parser.add_argument("-tr", default="nnUNetTrainerSemiSAM", metavar="TRAINER", help="default: %(default)s")
+    parser.add_argument("-tr", metavar="TRAINER", help="class to be trained (default: nnUNetTrainerSemiSAM)")
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where no splits_final.json is g
 
 def check_folds(
     planned: PlannedDataset, name: str, images: Images, report: Report, *,
-    config: SemiSAMConfig | None, fold: int | str | None,
+    config: SemiSAMConfig | None, fold: int | str | None, trainers: Sequence[type],
 ) -> None:  # fmt: skip
     """Checks the folds of the preprocessed configuration `name`; what is found goes into the report.
 
@@ -40,6 +41,7 @@ def check_folds(
         images: of `imagesUn`.
         config: from the configuration's section; None if that is wrong.
         fold: None = all of `splits_final.json`.
+        trainers: of which one must have trained the stage before a cascade.
     """
     manager = planned.plans_manager.get_configuration(name)
     known = report.attempt(planned.labeled_cases, manager)
@@ -53,7 +55,7 @@ def check_folds(
     if label_shapes_image(manager):
         report.attempt(find_hidden, hidden, planned.name, planned.plans_manager, manager, planned.dataset_json)
     if manager.previous_stage_name is not None and nnUNet_results.is_set():
-        _check_previous_stage(planned, name, report, fold=fold)
+        _check_previous_stage(planned, name, report, fold=fold, trainers=trainers)
 
 
 def _check_splits(
@@ -105,11 +107,10 @@ def _check_default_split(
     )
 
 
-def _check_previous_stage(planned: PlannedDataset, name: str, report: Report, *, fold: int | str | None) -> None:
-    """Warns where none of the package's trainers has trained the stage before a cascade."""
-    from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
-
-    trainers = nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher
+def _check_previous_stage(
+    planned: PlannedDataset, name: str, report: Report, *, fold: int | str | None, trainers: Sequence[type]
+) -> None:
+    """Warns where none of the trainers has trained the stage before a cascade."""
     folds = range(report.attempt(num_folds, planned.folder / "splits_final.json") or 0)
     for number in folds if fold is None else [fold]:
         stages = [find_stage(kind, planned.plans_manager, planned.dataset_json, name, number) for kind in trainers]

@@ -66,8 +66,10 @@ class SemiMethod(abc.ABC):
         require_number("method_args.paste", self.paste, 1)
         if self.center_sigma is not None:
             require_number("method_args.center_sigma", self.center_sigma, math.inf)
-            if self.center_sigma == 0:
-                raise ValueError("semisam: method_args.center_sigma is 0; it must be above 0, or null")
+            if self.center_sigma < 0.05:  # the middle would count thousands of times as much as the mean
+                raise ValueError(
+                    f"semisam: method_args.center_sigma is {self.center_sigma!r}; it must be at least 0.05, or null"
+                )
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -93,14 +95,16 @@ class SemiMethod(abc.ABC):
             labeled: the labeled patches of the same iteration, for `paste`; None: nothing is pasted.
         """
         view = self.student_view(unlabeled)
-        middle = 1.0 if self.center_sigma is None else center_weights(view.shape[2:], self.center_sigma, view.device)
-        targets = {name: (p.prob, p.confidence * p.scale * middle) for name, p in pseudo.items()}
+        targets = {name: (p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
         if self.cutmix and torch.rand(()).item() < self.cutmix:
             mix = cutmix(view.shape, view.device)
             view = mix(view)
             targets = {name: (mix(prob), mix(weight)) for name, (prob, weight) in targets.items()}
         if self.paste and labeled is not None and torch.rand(()).item() < self.paste:
             view, targets = self._pasted(view, targets, labeled)
+        if self.center_sigma is not None:
+            window = center_weights(view.shape[2:], self.center_sigma, view.device)
+            targets = {name: (prob, weight * window) for name, (prob, weight) in targets.items()}
         prob = self.outputs.prob(full_resolution(student(view)))
         return {name: self._loss(name)(prob, *target) for name, target in targets.items()}
 

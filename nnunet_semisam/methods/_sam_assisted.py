@@ -15,10 +15,16 @@ from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
 
 @dataclass
 class SamAssisted:
-    """A method plus the pseudo-label "sam"."""
+    """A method plus the pseudo-label "sam".
+
+    Args:
+        every: iterations from one question to the next (`terms.sam.every`); planes and shaken prompts follow the number
+            of the question, or some axes would never have their turn.
+    """
 
     method: SemiMethod
     labeler: SamLabeler
+    every: int = 1
 
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         """The method's own pseudo-labels and SAM's. The teacher runs once."""
@@ -30,4 +36,4 @@ class SamAssisted:
 
         pseudo = self.method.pseudo_labels(remember, unlabeled)
         prob = seen[0] if seen else teacher(unlabeled.image)
-        return {**pseudo, "sam": self.labeler(unlabeled.picture, prob, unlabeled.iteration)}
+        return {**pseudo, "sam": self.labeler(unlabeled.picture, prob, unlabeled.iteration // self.every)}

@@ -19,6 +19,6 @@ def center_weights(size: Sequence[int], sigma: float, device: torch.device) -> F
     window = torch.ones((), device=device)
     for length in size:
         away = (torch.arange(length, device=device) + 0.5) / length - 0.5
-        line = torch.exp(-0.5 * (away / sigma) ** 2)
-        window = window[..., None] * (line / line.mean())
+        line = torch.softmax(-0.5 * (away / sigma) ** 2, 0) * length  # finite for any sigma
+        window = window[..., None] * line
     return window[None, None]

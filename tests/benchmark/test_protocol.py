@@ -29,7 +29,7 @@ from nnunet_semisam.cli.plan import check_section
         ({"fingerprint_from": "val"}, "fingerprint_from is 'val'"),
         ({"network": {"patch": [8]}}, "it must be null or a dictionary of patch_size, features, batch_size"),
         ({"network": {"features": [8, 0, 8]}}, "network.features"),
-        ({"network": {"features": [8, 16]}}, "have at least 3 stages"),
+        ({"network": {"features": [8, 16]}}, "must have at least 3 stages"),
         ({"network": {"patch_size": [8, 8]}}, "this configuration has 3 axes"),
         ({"network": {"patch_size": [8, 8, 8]}, "configuration": "2d"}, "this configuration has 2 axes"),
         ({"baseline": "full", "arms": ["supervised", "full"]}, "must be one of the arms supervised"),

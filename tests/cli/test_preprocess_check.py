@@ -160,6 +160,7 @@ def test_check_knows_terms_that_never_count(ready, capsys):
         ("nnUNetTrainerSemiSAM_5epochs", "terms.consistency.delay is 2000, but the training has 1250 iterations"),
         ("nnUNetTrainer", "none of this package"),
         ("nnUNetTrainerSemSAM", "nnU-Net finds no such trainer"),
+        ("join", "-tr join: "),
     ],
 )
 def test_check_knows_what_the_trainer_makes_of_a_section(ready, capsys, trainer, told):
@@ -167,7 +168,18 @@ def test_check_knows_what_the_trainer_makes_of_a_section(ready, capsys, trainer,
     ready.edit_plans("3d_own", inherits_from="3d_fullres", semisam=section)
     assert check.main(["-d", "901", "-c", "3d_own", "-tr", trainer]) == (1 if told else 0)
     output = capsys.readouterr()
-    assert (told or "no problem") in output.out + output.err
+    assert (told or "no problem") in output.out + output.err and "Searching" not in output.out
+
+
+def test_check_looks_at_what_a_class_of_the_users_presets(ready, capsys, monkeypatch):
+    from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+    preset = nnUNetTrainerSemiSAM.preset.with_section({"method": "no_such_method"})
+    own = type("nnUNetTrainerOwn", (nnUNetTrainerSemiSAM,), {"preset": preset})
+    monkeypatch.setattr("nnunetv2.utilities.find_objects.recursive_find_trainer_class_by_name", lambda name: own)
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-tr", "nnUNetTrainerOwn"]) == 1
+    assert "no_such_method" in capsys.readouterr().out
 
 
 def test_check_warns_of_alignment_beside_an_ignore_label(ready, capsys, tmp_path):

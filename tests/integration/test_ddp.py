@@ -10,7 +10,7 @@ from toy_ranks import RANKS, train
 from toy_trainer import write_preprocessed
 
 MORE = {
-    "method_args": {"paste": 0.5, "cutmix": 0.5, "loss": "dice"},
+    "method_args": {"paste": 1.0, "cutmix": 1.0, "loss": "dice"},
     "distribution_alignment": 1.0,
     "terms": {
         "consistency": {"weight": 1.0, "schedule": "constant", "delay": 1},
@@ -31,6 +31,7 @@ def test_two_ranks_train_one_network(tmp_path, more):
     assert one["trust"] == two["trust"]
     assert all(torch.equal(a, b) for a, b in zip(one["tuned"], two["tuned"], strict=True))
     assert len(one["seen"]) == 4 - bool(more)
+    assert one["asked"] == two["asked"] == ([True, False, True] if more else [True] * 4)
     assert not torch.equal(one["seen"], two["seen"])  # each rank has its own patches
     assert all(torch.isfinite(torch.tensor(rank["losses"])).all() for rank in (one, two))
     assert {"checkpoint_final.pth", "checkpoint_final_teacher.pth", "semisam.json", "semisam_tuned.pt"} <= {

@@ -1,6 +1,7 @@
 """Every method in the package must move the student, and nothing else. New method files are taken up by themselves."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -190,18 +191,34 @@ def test_paste_puts_labeled_voxels_with_their_label_into_the_view(setting, chanc
     assert sum(p.grad.norm() for p in student.parameters() if p.grad is not None) > 1e-8
 
 
-def test_with_center_sigma_the_middle_counts_more_than_the_border(setting):
+@pytest.mark.parametrize("loss", [soft_mse, soft_dice])
+@pytest.mark.parametrize("sigma", [0.25, 0.05])
+def test_with_center_sigma_the_middle_counts_more_than_the_border(setting, loss, sigma):
+    """Also where a labeled patch is pasted all over, so that nothing but its truth counts."""
     student, _, unlabeled, outputs = setting
-    method = build_method("mean_teacher", {"view": "nnunet", "center_sigma": 0.25}, outputs)
     size = unlabeled.image.shape[2:]
-    target = torch.rand(2, HEADS, *size)
-    found = method.terms(student, unlabeled, {"consistency": PseudoLabel.certain(target)})["consistency"]
     grid = torch.meshgrid(*[(torch.arange(n) + 0.5) / n - 0.5 for n in size], indexing="ij")
-    window = torch.exp(-0.5 * sum((axis / 0.25) ** 2 for axis in grid))
+    window = torch.exp(-0.5 * sum((axis / sigma) ** 2 for axis in grid))
     weight = (window / window.mean()).expand(2, 1, *size)
-    expected = soft_mse(outputs.prob(student(unlabeled.strong)[0]), target, weight)
+    args = {"view": "nnunet", "center_sigma": sigma, "loss": {soft_mse: "mse", soft_dice: "dice"}[loss]}
+    target = torch.rand(2, HEADS, *size)
+    pseudo = {"consistency": PseudoLabel.certain(target)}
+    found = build_method("mean_teacher", args, outputs).terms(student, unlabeled, pseudo)["consistency"]
+    expected = loss(outputs.prob(student(unlabeled.strong)[0]), target, weight)
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    assert window.flatten()[0] < 0.1 * window.max()
+    found.backward()
+    assert sum(p.grad.norm() for p in student.parameters() if p.grad is not None) > 1e-8
+    label = torch.randint(0, HEADS, (1, 1, *size))
+    truth = torch.cat([label == head for head in range(HEADS)], 1).float()
+    target = torch.cat([truth, 0 * truth[:, :1]], 1) if outputs.has_regions else label
+    labeled = LabeledBatch(unlabeled.strong[:1], target, ("l",))
+    everywhere = build_method("mean_teacher", {**args, "paste": 1.0}, outputs)
+    with mock.patch("nnunet_semisam.methods._base.random_boxes", lambda *_: torch.ones(2, 1, *size, dtype=torch.bool)):
+        found = everywhere.terms(student, unlabeled, pseudo, labeled)["consistency"]
+    seen = unlabeled.strong[:1].expand(2, *[-1] * (len(size) + 1))
+    assert found.item() == pytest.approx(
+        loss(outputs.prob(student(seen)[0]), truth.expand(2, -1, *size), weight).item(), rel=1e-4
+    )
 
 
 def test_in_a_cascade_only_the_image_is_perturbed(setting):
