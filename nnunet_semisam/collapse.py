@@ -31,7 +31,8 @@ from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 HIGH, LOW, RETURN = 4.0, 10.0, 2.0
 WARM_UP = 500  # iterations; two epochs of nnU-Net
 WINDOW = 100  # iterations that the averages look back on
-SIDES = ("teacher", "labeled", "random")  # unlabeled patches; all labeled ones; labeled ones cropped at random
+# by the teacher's labels of unlabeled patches; all labeled ones; labeled ones cropped at random; by its probabilities
+SIDES = ("teacher", "labeled", "random", "believed")
 
 
 @dataclass
@@ -58,27 +59,27 @@ class CollapseGuard:
     smallest: list[float] = field(default_factory=list)
     known: list[str] = field(default_factory=list)  # classes that were within the range
     held: dict[str, str] = field(default_factory=dict)  # class -> "above" or "below"
-    _predicted: Tensor | None = field(default=None, init=False, repr=False)
+    _seen: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def watch(self, teacher: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The teacher; what it says first is looked at."""
         if not self.on:
             return teacher
-        self._predicted = None
+        self._seen = None
 
         def watched(image: Tensor) -> Tensor:
             prob = teacher(image)
-            if self._predicted is None:
-                self._predicted = self._predicted_shares(prob).sum(0)
+            if self._seen is None:
+                self._seen = self._predicted_shares(prob).sum(0), _of_probabilities(prob, self.outputs).sum(0)
             return prob
 
         return watched
 
     def aligned(self, teacher: Callable[[Tensor], Tensor], strength: float) -> Callable[[Tensor], Tensor]:
         """The teacher with its classes as frequent as in labeled patches; itself while there are no averages yet."""
-        if not strength or self.sparse or self.seen <= WINDOW or not {"teacher", "random"} <= set(self.mean):
+        if not strength or self.sparse or self.seen <= WINDOW or not {"believed", "random"} <= set(self.mean):
             return teacher
-        labeled, predicted = self.mean["random"], self.mean["teacher"]
+        labeled, predicted = self.mean["random"], self.mean["believed"]
         return lambda image: aligned(teacher(image), labeled, predicted, self.outputs, strength=strength)
 
     def shares(self, target: Any, random_crops: int) -> dict[str, Float[Tensor, " M"]]:
@@ -91,8 +92,9 @@ class CollapseGuard:
         if not self.on:
             return {}
         labeled = self._labeled_shares(full_resolution(target))
-        predicted = self._predicted if self._predicted is not None else torch.zeros_like(labeled[0])
-        return dict(zip(SIDES, (predicted, labeled.sum(0), labeled[:random_crops].sum(0)), strict=True))
+        predicted, believed = self._seen or [torch.zeros_like(labeled[0])] * 2
+        found = (predicted, labeled.sum(0), labeled[:random_crops].sum(0), believed)
+        return dict(zip(SIDES, found, strict=True))
 
     def update(self, sums: Mapping[str, Sequence[float]]) -> list[str]:
         """Takes in one iteration, as `shares` has it; returns what has changed in words."""
@@ -190,6 +192,14 @@ def _of_labels(labels: Int64[Tensor, "B *S"], count: int) -> Float[Tensor, "B M"
     sums.scatter_add_(1, flat, torch.ones((), device=flat.device).expand_as(flat))
     sums[:, count] = sums[:, :count].sum(1)
     return sums / flat.shape[1]
+
+
+def _of_probabilities(prob: Float[Tensor, "U K *S"], outputs: OutputSpace) -> Float[Tensor, "U M"]:
+    """Mean probability of each class, with regions that of no region first; and 1."""
+    mean = prob.flatten(2).mean(2)
+    if outputs.has_regions:
+        mean = torch.cat([1 - prob.amax(1).flatten(1).mean(1, keepdim=True), mean], 1)
+    return torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
 
 
 def _of_regions(inside: Bool[Tensor, "B K *S"], ignored: Bool[Tensor, "B *S"] | None) -> Float[Tensor, "B M"]:

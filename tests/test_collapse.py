@@ -16,13 +16,14 @@ from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
 NAMES = ("background", "organ", "tumor")
 
 
-def sums(teacher, labeled, random=None):
+def sums(teacher, labeled, random=None, believed=None):
     """Two patches of each kind with these shares of organ and tumor."""
 
     def of(shares):
         return [2 * part for part in (1 - sum(shares), *shares, 1)]
 
-    return {"teacher": of(teacher), "labeled": of(labeled), "random": of(random or labeled)}
+    rows = {"teacher": of(teacher), "labeled": of(labeled), "random": of(random or labeled)}
+    return {**rows, "believed": of(teacher if believed is None else believed)}
 
 
 def fed(guard, *rows, times=1):
@@ -117,6 +118,7 @@ def test_shares_of_regions():
     assert found["labeled"].tolist() == [0.25, 0.5, 0.25, 0.75] and found["random"].tolist() == [0, 0, 0, 0]
     guard.watch(lambda image: image)(torch.tensor([[[0.9, 0.9, 0.1, 0.1], [0.6, 0.4, 0, 0]]])[..., None])
     assert guard.shares(target, 0)["teacher"].tolist() == [0.5, 0.5, 0.25, 1]
+    assert guard.shares(target, 0)["believed"].tolist() == pytest.approx([0.5, 0.5, 0.25, 1])
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def test_a_guarded_run_equals_one_without_guard(toy):  # noqa: F811
     watched, unwatched = trained(), trained(collapse_guard=False)
     assert torch.equal(weights(watched), weights(unwatched))
     assert watched.collapse.seen == 3 and unwatched.collapse.seen == 0
-    assert watched.collapse.mean.keys() == {"teacher", "labeled", "random"}
+    assert watched.collapse.mean.keys() == {"teacher", "labeled", "random", "believed"}
 
 
 def test_random_crops_are_those_of_nnunets_loader(toy):  # noqa: F811
@@ -195,6 +197,13 @@ def test_alignment_takes_the_averages_of_random_crops_and_begins_when_there_are_
     assert torch.equal(say(0), prob)
     guard.sparse = True
     assert torch.equal(say(), prob)
+
+
+def test_alignment_is_by_mean_probabilities_not_by_labels(guard):
+    """A class that is nowhere the most probable one is not taken for absent."""
+    fed(guard, sums((0.5, 0.0), (0.3, 0.3), (0.3, 0.2), believed=(0.3, 0.2)), times=collapse.WINDOW + 1)
+    prob = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1, 1)
+    assert torch.allclose(guard.aligned(lambda image: image, 1.0)(prob), prob)
 
 
 def test_aligned_labels_are_what_the_student_learns_and_sam_is_asked_about(toy, monkeypatch):  # noqa: F811

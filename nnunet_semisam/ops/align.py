@@ -27,8 +27,9 @@ def aligned(
     and its complement.
 
     Args:
-        labeled, predicted: share of each class among the voxels of labeled patches cropped at random, and of unlabeled
-            ones by the teacher. With regions the first entry is the background's, which has no head.
+        labeled, predicted: share of each class among the voxels of labeled patches cropped at random, and the teacher's
+            mean probability of it in unlabeled ones. With regions the first entry is the background's, which has no
+            head.
         strength: 0 changes nothing, 1 is the paper's.
     """
     shares = prob.new_tensor([labeled, predicted])
