@@ -14,6 +14,7 @@ from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import PseudoLabel, SamPrediction
 
+TINY = 1e-12  # where the teacher has no foreground at all
 MAX_LOGIT = 20.0  # keeps float16 infinities out of softmax
 
 
@@ -84,10 +85,10 @@ def fuse(
 
     Several answers for one head (its connected components) are joined by their maximum.
 
-    Labels: softmax over 0 for the background and the logits of the answered heads. A head without an answer has
-    probability 0 in it, so confidence falls with the teacher's probability of such heads; it is 0 where an object
-    without an answer is the teacher's hard label. Regions: sigmoid of each answered head, the teacher's probability of
-    the others and in objects without an answer.
+    Labels: softmax over 0 for the background and the logits of the answered heads. SAM says nothing for or against a
+    head without an answer: it keeps the part of the foreground that the teacher gives it, and confidence falls with
+    that; confidence is 0 where an object without an answer is the teacher's hard label. Regions: sigmoid of each
+    answered head, the teacher's probability of the others and in objects without an answer.
 
     Confidence is the expectation of the answers' weights under the fused distribution; the background counts with the
     mean weight of the image.
@@ -106,8 +107,13 @@ def _fuse_labels(
     heads.scores[:, 0] = 0
     fused = heads.scores.softmax(1)
     expected = fused[:, :1] * heads.background + (fused * heads.weights)[:, 1:].sum(1, keepdim=True)
-    heard = 1 - (prob * ~heads.answered)[:, 1:].sum(1, keepdim=True)
-    return fused, expected * heard.clamp(min=0) * ~heads.unheard.any(1, keepdim=True)
+    silent = prob * ~heads.answered
+    silent[:, 0] = 0
+    left = silent.sum(1, keepdim=True)
+    share = silent / prob[:, 1:].sum(1, keepdim=True).clamp(min=TINY)  # of the foreground
+    inside = 1 - fused[:, :1]
+    fused[:, 1:] = fused[:, 1:] * (1 - share.sum(1, keepdim=True)) + inside * share[:, 1:]
+    return fused, expected * (1 - left).clamp(min=0) * ~heads.unheard.any(1, keepdim=True)
 
 
 def _fuse_regions(

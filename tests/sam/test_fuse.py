@@ -44,6 +44,20 @@ def test_a_piece_without_an_answer_is_not_unlearned():
     assert fuse(prob, prob > 0.5, one, OutputSpace(2)).confidence[0, 0].gt(0).tolist() == [True] * 3 + [False] * 3
 
 
+def test_a_class_that_was_not_asked_about_keeps_its_share_of_the_foreground():
+    """Or SAM's masks of the class that was learned first would forbid the others."""
+    prob = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.06, 0.04], [1.0, 0.0, 0.0]]).T[None]  # three voxels
+    mask, logits = torch.tensor([[1, 0, 0]]).bool(), torch.tensor([[4.0, -4.0, 4.0]])
+    index = torch.zeros(1, dtype=torch.int64)
+    answers = Answers.judged(Objects(index, index + 1, mask), SamPrediction(logits, torch.ones(1)))
+    pseudo = fuse(prob, mask[None].repeat(1, 3, 1) & (prob > 0.4), answers, OutputSpace(3))
+    inside = logits[0].sigmoid()
+    share = torch.tensor([0.3 / 0.8, 0.4, 0.0])
+    expected = torch.stack([1 - inside, inside * (1 - share), inside * share])
+    assert torch.allclose(pseudo.prob[0], expected, atol=1e-6)
+    assert (pseudo.confidence[0, 0] > 0).all() and pseudo.confidence[0, 0, 0] < 0.71 * pseudo.confidence[0, 0, 2]
+
+
 def test_a_piece_that_another_answer_claims_is_heard():
     prob = teacher(extra=True)
     answers = two_pieces()
