@@ -5,10 +5,10 @@ The rule, in numbers of voxels per patch as a share of the patch, by class, as m
 * too much: the teacher's share on unlabeled patches is above `HIGH` times the largest average of labeled patches;
 * too little: it is below 1/`LOW` of the smallest average of those labeled patches that were cropped at random, as
   unlabeled patches are (nnU-Net lays a third of the labeled patches on foreground on purpose), for a class that the
-  teacher has predicted within the range before.
+  teacher has known: predicted as often as 1/`RETURN` of that before.
 
 Nothing is judged before `WARM_UP` iterations. A class that labeled patches hardly ever show has a smallest average near
-0 and cannot be too rare; one that the network has not learned yet was never within the range. While a class is out of
+0 and cannot be too rare; one that the network has not learned yet, or only for a moment, was never known. While a class is out of
 range the unlabeled terms have weight 0 and only labels teach; with a margin of `RETURN` inside it they come back.
 """
 
@@ -57,7 +57,7 @@ class CollapseGuard:
     mean: dict[str, list[float]] = field(default_factory=dict)
     largest: list[float] = field(default_factory=list)
     smallest: list[float] = field(default_factory=list)
-    known: list[str] = field(default_factory=list)  # classes that were within the range
+    known: list[str] = field(default_factory=list)  # classes that the teacher has found
     held: dict[str, str] = field(default_factory=dict)  # class -> "above" or "below"
     _seen: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -135,8 +135,8 @@ class CollapseGuard:
         out = "above" if share > high else "below" if share < low else None
         if out == "below" and name not in self.known:
             return None
-        if out is None:
-            self.known += [name] if share > 0 and name not in self.known else []
+        if self.smallest and share >= self.smallest[index] / RETURN and name not in self.known:
+            self.known.append(name)
         if out == self.held.get(name):
             return None
         self.held.pop(name, None)

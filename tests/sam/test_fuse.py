@@ -45,7 +45,6 @@ def test_a_piece_without_an_answer_is_not_unlearned():
 
 
 def test_a_class_that_was_not_asked_about_keeps_its_share_of_the_foreground():
-    """Or SAM's masks of the class that was learned first would forbid the others."""
     prob = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.06, 0.04], [1.0, 0.0, 0.0]]).T[None]  # three voxels
     mask, logits = torch.tensor([[1, 0, 0]]).bool(), torch.tensor([[4.0, -4.0, 4.0]])
     index = torch.zeros(1, dtype=torch.int64)
