@@ -8,8 +8,9 @@ The rule, in numbers of voxels per patch as a share of the patch, by class, as m
   teacher has known: predicted as often as 1/`RETURN` of that before.
 
 Nothing is judged before `WARM_UP` iterations. A class that labeled patches hardly ever show has a smallest average near
-0 and cannot be too rare; one that the network has not learned yet, or only for a moment, was never known. While a class is out of
-range the unlabeled terms have weight 0 and only labels teach; with a margin of `RETURN` inside it they come back.
+0 and cannot be too rare; one that the network has not learned yet, or only for a moment, was never known. While a class
+is out of range the unlabeled terms have weight 0 and only labels teach; with a margin of `RETURN` inside it they come
+back.
 """
 
 from __future__ import annotations
