@@ -126,13 +126,13 @@ class SemiSAMConfig:
     """Everything a user may set in the `semisam` section of a configuration in the plans file."""
 
     method: str = "mean_teacher"
-    method_args: dict[str, Any] = field(default_factory=dict)
+    method_args: dict[str, Any] = field(default_factory=lambda: {"loss": "dice"})
     ema_decay: float = 0.99  # UA-MT, SSL4MIS, SemiSAM
     unlabeled_batch_size: int | None = None  # None = the batch size of the plans
     terms: dict[str, TermConfig] = field(
         default_factory=lambda: {
-            "consistency": TermConfig(weight=0.1, schedule="sigmoid_rampup"),  # SemiSAM: lambda(t)
-            "sam": TermConfig(weight=0.1, schedule="sigmoid_rampdown"),  # SemiSAM: lambda_sam(t)
+            "consistency": TermConfig(weight=0.5, schedule="sigmoid_rampup"),
+            "sam": TermConfig(weight=0.5, schedule="sigmoid_rise_and_fall"),
         }
     )
     sam: SamConfig | None = field(default_factory=SamConfig)  # None = no generalist

@@ -94,12 +94,12 @@ def test_a_changed_configuration_is_told_by_what_differs(toy, monkeypatch):  # n
     monkeypatch.setattr(nnUNetTrainerSemiSAM, "print_to_log_file", lambda self, *words, **_: lines.append(words))
     build(nnUNetTrainerSemiSAM, short(), continue_training=True).load_checkpoint(file)
     assert not [words for words in lines if "WARNING" in str(words)]
-    changed = short(ema_decay=0.9, terms={"sam": {"weight": 0.5}})
+    changed = short(ema_decay=0.9, terms={"sam": {"weight": 0.7}})
     build(nnUNetTrainerSemiSAM, changed, continue_training=True).load_checkpoint(file)
     (words,) = [words for words in lines if "WARNING" in str(words)]
     assert words == (
         "WARNING: semisam configuration changed since the checkpoint was written: "
-        "ema_decay was 0.99, is 0.9; terms.sam.weight was 0.1, is 0.5",
+        "ema_decay was 0.99, is 0.9; terms.sam.weight was 0.5, is 0.7",
     )
 
 

@@ -6,23 +6,24 @@ from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import build_method, find_method, list_methods
 from nnunet_semisam.methods._base import build_perturbation, require_number
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.ops.schedules import sigmoid_rampup
 from nnunet_semisam.resume import changes
 
 
-def test_defaults_ramp_consistency_up_and_sam_down():
+def test_by_default_consistency_rises_and_sam_rises_and_falls():
     config = SemiSAMConfig()
-    first, last = config.weights(0, 1000), config.weights(999, 1000)
-    assert first["sam"] > last["sam"]
-    assert first["consistency"] < last["consistency"]
-    assert config.weights(1000, 1000)["sam"] == 0
+    first, third, last = (config.weights(iteration, 999) for iteration in (0, 333, 998))
+    assert third == {"consistency": pytest.approx(0.5 * sigmoid_rampup(333, 999)), "sam": 0.5}
+    assert first["sam"] < 0.01 and last["sam"] < 0.01 and last["consistency"] > 0.49
+    assert config.weights(999, 999)["sam"] == 0 and config.method_args == {"loss": "dice"}
 
 
 def test_section_is_laid_over_the_preset_key_by_key():
     config = SemiSAMConfig(num_epochs=5).with_section(
-        {"ema_decay": 0.9, "terms": {"sam": {"weight": 0.5}}, "sam": {"planes": 3, "prompts": ["box"]}}
+        {"ema_decay": 0.9, "terms": {"sam": {"weight": 0.7}}, "sam": {"planes": 3, "prompts": ["box"]}}
     )
     assert (config.num_epochs, config.ema_decay) == (5, 0.9)
-    assert config.terms["sam"] == TermConfig(weight=0.5, schedule="sigmoid_rampdown")
+    assert config.terms["sam"] == TermConfig(weight=0.7, schedule="sigmoid_rise_and_fall")
     assert config.terms["consistency"] == SemiSAMConfig().terms["consistency"]
     assert (config.sam.planes, config.sam.prompts, config.sam.backend) == (3, ("box",), "embedded")
 
@@ -208,11 +209,11 @@ def test_a_dotted_method_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
 
 def test_changes_name_the_path_and_both_values_and_nothing_else():
     was = SemiSAMConfig().as_dict()
-    section = {"ema_decay": 0.9, "terms": {"sam": {"weight": 0.5}, "mine": {"weight": 1}}, "sam": {"prompts": ["box"]}}
+    section = {"ema_decay": 0.9, "terms": {"sam": {"weight": 0.7}, "mine": {"weight": 1}}, "sam": {"prompts": ["box"]}}
     now = SemiSAMConfig().with_section(section).as_dict()
     assert changes(was, now) == [
         "ema_decay was 0.99, is 0.9",
-        "terms.sam.weight was 0.1, is 0.5",
+        "terms.sam.weight was 0.5, is 0.7",
         f"terms.mine was not set, is {now['terms']['mine']!r}",
         "sam.prompts was ['mask', 'box', 'points', 'negative_points'], is ['box']",
     ]

@@ -64,11 +64,11 @@ def test_changes_that_make_another_run_are_refused_when_training_starts(file, mo
         built.on_train_start()
 
 
-@pytest.mark.parametrize("section", [{"loss": "dice"}, {"view": "nnunet"}], ids=str)
+@pytest.mark.parametrize("section", [{"loss": "mse"}, {"view": "nnunet"}], ids=str)
 def test_arguments_of_the_method_are_compared_with_their_defaults(file, monkeypatch, section):
     built, _ = resumed(file, monkeypatch, method_args=section)
     (key,) = section
-    with pytest.raises(ValueError, match=f"method_args.{key} was 'm?s?e?d?e?v?i?c?e?', is '{section[key]}'"):
+    with pytest.raises(ValueError, match=f"method_args.{key} was '(dice|device)', is '{section[key]}'"):
         built.on_train_start()
 
 

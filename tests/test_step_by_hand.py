@@ -45,7 +45,8 @@ def step_by_hand(trainer, networks, optimizer, batch, unlabeled):
 def test_steps_are_what_the_formulas_say(toy, monkeypatch, patch_size):  # noqa: F811
     terms = {"consistency": {"weight": CONSISTENCY}, "sam": {"weight": SAM}}
     terms = {name: {**term, "schedule": "constant"} for name, term in terms.items()}
-    trainer = build(nnUNetTrainerSemiSAM, short(terms=terms, ema_decay=DECAY), patch_size=patch_size)
+    section = short(terms=terms, ema_decay=DECAY, method_args={"loss": "mse"})
+    trainer = build(nnUNetTrainerSemiSAM, section, patch_size=patch_size)
     monkeypatch.setattr(trainer, "max_gradient_norm", CLIP)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
