@@ -171,7 +171,7 @@ class SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.
 
         `terms` and `sam` are merged key by key, `method_args` while the method stays the same; `"sam": null` switches
-        the generalist off, and so does `uses_sam` whatever the section says.
+        the generalist off, and so does `uses_sam` = False, whatever the section says.
 
         Raises:
             ValueError: unknown key or value; the message lists the known ones.
