@@ -66,7 +66,7 @@ class SemiMethod(abc.ABC):
         require_number("method_args.paste", self.paste, 1)
         if self.center_sigma is not None:
             require_number("method_args.center_sigma", self.center_sigma, math.inf)
-            if self.center_sigma < 0.05:  # the middle would count thousands of times as much as the mean
+            if self.center_sigma < 0.05:  # the middle would count hundreds of times as much as the mean
                 raise ValueError(
                     f"semisam: method_args.center_sigma is {self.center_sigma!r}; it must be at least 0.05, or null"
                 )
