@@ -85,7 +85,7 @@ def plans(patch_size: Sequence[int], batch_size: int, features: Sequence[int]) -
         "spacing": [1.0] * len(patch_size),
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],
-        "architecture": _architecture(len(patch_size), list(features)),
+        "architecture": architecture(len(patch_size), list(features)),
         "batch_dice": len(patch_size) == 2,
         **resampling,
     }
@@ -104,7 +104,8 @@ def plans(patch_size: Sequence[int], batch_size: int, features: Sequence[int]) -
     }
 
 
-def _architecture(ndim: int, features: list[int]) -> dict[str, Any]:
+def architecture(ndim: int, features: list[int]) -> dict[str, Any]:
+    """nnU-Net's plain U-Net with so many channels per stage, as plans describe it."""
     stages = len(features)
     arguments = {
         "n_stages": stages,

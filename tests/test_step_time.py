@@ -84,3 +84,25 @@ def test_tables_and_picture_are_complete(tmp_path, monkeypatch, capsys):
     assert [said.count(f"\n| {part} |") for part in PARTS] == [2] * len(PARTS)  # seconds and operations
     assert all(f"\n| {trainer} |" in said for trainer in ("stock", "mean teacher", "SemiSAM, embedded"))
     assert (tmp_path / "parts.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("size", [(32, 32, 32), (64, 64)])
+def test_growth_asks_about_one_object_per_class(size, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import growth
+
+    few, many = (growth.generalist({"backend": "embedded"}, classes, size, 0) for classes in (1, 4))
+    assert (few[2], many[2]) == (1, 4)
+    assert many[0] == pytest.approx(4 * few[0], rel=0.2)
+
+
+def test_growth_counts_without_computing_what_a_step_computes(balls, monkeypatch):
+    import growth
+    from step_parts import operations_of_step
+
+    monkeypatch.setattr(growth, "FEATURES", {3: SMALL["features"]})
+    step = operations_of_step(balls("stock"))  # of two patches
+    assert [2 * part for part in growth.network_operations(SMALL["patch_size"], 2)] == [
+        step["student, labeled"],
+        step["backward"],
+    ]
