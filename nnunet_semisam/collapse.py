@@ -5,7 +5,7 @@ The rule, in numbers of voxels per patch as a share of the patch, by class, as m
 * too much: the teacher's share on unlabeled patches is above `HIGH` times the largest average of labeled patches;
 * too little: it is below 1/`LOW` of the smallest average of those labeled patches that were cropped at random, as
   unlabeled patches are (nnU-Net lays a third of the labeled patches on foreground on purpose), for a class that the
-  teacher has known: predicted as often as 1/`RETURN` of that before.
+  teacher has known: predicted as often as 1/`RETURN` of that for `WINDOW` judged iterations in a row.
 
 Nothing is judged before `WARM_UP` iterations. A class that labeled patches hardly ever show has a smallest average near
 0 and cannot be too rare; one that the network has not learned yet, or only for a moment, was never known. While a class
@@ -59,6 +59,7 @@ class CollapseGuard:
     largest: list[float] = field(default_factory=list)
     smallest: list[float] = field(default_factory=list)
     known: list[str] = field(default_factory=list)  # classes that the teacher has found
+    met: dict[str, int] = field(default_factory=dict)  # judged iterations in a row in which a class was found
     held: dict[str, str] = field(default_factory=dict)  # class -> "above" or "below"
     _seen: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -115,12 +116,14 @@ class CollapseGuard:
         return [line for index in range(len(self.names)) if (line := self._judge(index))]
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("seen", "mean", "largest", "smallest", "known", "held")
+        names = ("seen", "mean", "largest", "smallest", "known", "met", "held")
         return copy.deepcopy({name: getattr(self, name) for name in names})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in copy.deepcopy(dict(state)).items():
             setattr(self, name, value)
+        if not self.on:  # switched off since: nobody would let go
+            self.held = {}
 
     def _widen_range(self) -> None:
         largest, smallest = self.mean["labeled"], self.mean.get("random")
@@ -134,10 +137,9 @@ class CollapseGuard:
         if name in self.held:
             high, low = high / RETURN, low * RETURN
         out = "above" if share > high else "below" if share < low else None
+        self._meet(name, share, index)
         if out == "below" and name not in self.known:
             return None
-        if self.smallest and share >= self.smallest[index] / RETURN and name not in self.known:
-            self.known.append(name)
         if out == self.held.get(name):
             return None
         self.held.pop(name, None)
@@ -149,6 +151,12 @@ class CollapseGuard:
             f"{high if out == 'above' else low:.3g}, the limit that labeled patches set. The weights of the unlabeled "
             "terms are 0 until it returns (collapse_guard = false switches this off)"
         )
+
+    def _meet(self, name: str, share: float, index: int) -> None:
+        found = bool(self.smallest) and share >= self.smallest[index] / RETURN
+        self.met[name] = self.met.get(name, 0) + 1 if found else 0
+        if self.met[name] >= WINDOW and name not in self.known:
+            self.known.append(name)
 
     def _predicted_shares(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U M"]:
         if self.outputs.has_regions:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_semisam.ops.schedules import SCHEDULES
+from nnunet_semisam.values import (
+    Refused,
+    require_instance,
+    require_integer,
+    require_no_twice,
+    require_number,
+    require_one_of,
+)
 
+SECTION = "semisam"  # key of a configuration in the plans
 PROMPT_KINDS = ("points", "negative_points", "box", "mask")
 POINT_SOURCES = ("center", "certain")
 WEIGHTS = ("iou", "stability", "agreement")
@@ -31,11 +39,11 @@ class TermConfig:
     every: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _number("weight", self.weight, 0)
-        _integer("iterations", self.iterations, 1, or_null=True)
-        _integer("delay", self.delay, 0)
-        _integer("every", self.every, 1)
+        require_one_of("schedule", self.schedule, SCHEDULES)
+        require_number("weight", self.weight, 0)
+        require_integer("iterations", self.iterations, 1, or_null=True)
+        require_integer("delay", self.delay, 0)
+        require_integer("every", self.every, 1)
 
     def at(self, iteration: int, total_iterations: int) -> float:
         """The weight at `iteration` (counted from 0) of a training of `total_iterations`."""
@@ -61,7 +69,7 @@ class SamConfig:
     rounds: int = 1  # answers per object; from the second on its errors are clicked (RITM, Segment Anything)
     jitters: int = 0  # further answers to shaken prompts, whose spread lowers the weight (SemiSAM+)
     min_stability: float = 0.0  # Dice among the answers to shaken prompts below which none is used (SAM-CLNet)
-    axis: int | str = "alternate"  # planes of a 3D patch for 2D generalists: 0, 1, 2, or a new axis each iteration
+    axis: int | str = "alternate"  # planes of a 3D patch for 2D generalists: 0, 1, 2, or a new axis each question
     planes: int = 8  # budget of planes per patch
     min_voxels: int = 20  # smaller objects are not prompted and cause no loss
     min_agreement: float = 0.3  # Dice between prompt and answer below which the answer is not used
@@ -71,30 +79,30 @@ class SamConfig:
     tune: int | str | None = "auto"  # steps of tuning on the labeled cases before training; "auto" = the backend's own
 
     def __post_init__(self) -> None:
-        _instance("backend", self.backend, str, "a string")
+        require_instance("backend", self.backend, str, "a string")
         if self.checkpoint is not None:
-            _instance("checkpoint", self.checkpoint, str, "a string, or null for the weights that ship")
-        _instance("backend_args", self.backend_args, Mapping, "a dictionary")
-        _instance("prompts", self.prompts, (list, tuple), f"a list out of {', '.join(PROMPT_KINDS)}")
-        _instance("weigh_by", self.weigh_by, (list, tuple), f"a list out of {', '.join(WEIGHTS)}, or []")
+            require_instance("checkpoint", self.checkpoint, str, "a string, or null for the weights that ship")
+        require_instance("backend_args", self.backend_args, Mapping, "a dictionary")
+        require_instance("prompts", self.prompts, (list, tuple), f"a list out of {', '.join(PROMPT_KINDS)}")
+        require_instance("weigh_by", self.weigh_by, (list, tuple), f"a list out of {', '.join(WEIGHTS)}, or []")
         for name in ("prompts", "weigh_by"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for number, name in enumerate(self.weigh_by):
-            _one_of(f"weigh_by[{number}]", name, WEIGHTS)
-        _no_twice("weigh_by", self.weigh_by)
-        _instance("hard", self.hard, bool, "true or false")
+            require_one_of(f"weigh_by[{number}]", name, WEIGHTS)
+        require_no_twice("weigh_by", self.weigh_by)
+        require_instance("hard", self.hard, bool, "true or false")
         self._check_prompts()
-        _one_of("axis", self.axis, (0, 1, 2, "alternate"))
+        require_one_of("axis", self.axis, (0, 1, 2, "alternate"))
         for name in ("num_points", "planes", "min_voxels"):
-            _integer(name, getattr(self, name), 1)
-        _integer("num_negative_points", self.num_negative_points, 0)
-        _number("min_agreement", self.min_agreement, 0, 1)
-        _one_of("points_from", self.points_from, POINT_SOURCES)
-        _number("box_margin", self.box_margin, 0)
-        _integer("components", self.components, 0, or_null=True)
-        _integer("rounds", self.rounds, 1)
-        _integer("jitters", self.jitters, 0)
-        _number("min_stability", self.min_stability, 0, 1)
+            require_integer(name, getattr(self, name), 1)
+        require_integer("num_negative_points", self.num_negative_points, 0)
+        require_number("min_agreement", self.min_agreement, 0, 1)
+        require_one_of("points_from", self.points_from, POINT_SOURCES)
+        require_number("box_margin", self.box_margin, 0)
+        require_integer("components", self.components, 0, or_null=True)
+        require_integer("rounds", self.rounds, 1)
+        require_integer("jitters", self.jitters, 0)
+        require_number("min_stability", self.min_stability, 0, 1)
         if self.min_stability and not self.jitters:
             raise Refused(
                 "min_stability", f"is {self.min_stability!r}, but sam.jitters is 0; set sam.jitters to 2 or more"
@@ -109,12 +117,12 @@ class SamConfig:
         if not isinstance(self.trust, Mapping):
             raise Refused("trust", f'is {self.trust!r}; it must be "auto", null, or like {{"liver": 1, "tumor": 0}}')
         for name, value in self.trust.items():
-            _number(f"trust.{name}", value, 0, 1)
+            require_number(f"trust.{name}", value, 0, 1)
 
     def _check_prompts(self) -> None:
         for number, kind in enumerate(self.prompts):
-            _one_of(f"prompts[{number}]", kind, PROMPT_KINDS)
-        _no_twice("prompts", self.prompts)
+            require_one_of(f"prompts[{number}]", kind, PROMPT_KINDS)
+        require_no_twice("prompts", self.prompts)
         if not self.prompts:
             raise Refused("prompts", f"is empty; choose from {', '.join(PROMPT_KINDS)}")
         if set(self.prompts) == {"negative_points"}:
@@ -126,7 +134,7 @@ class SemiSAMConfig:
     """Everything a user may set in the `semisam` section of a configuration in the plans file."""
 
     method: str = "mean_teacher"
-    method_args: dict[str, Any] = field(default_factory=lambda: {"loss": "dice"})
+    method_args: dict[str, Any] = field(default_factory=dict)
     ema_decay: float = 0.99  # UA-MT, SSL4MIS, SemiSAM
     unlabeled_batch_size: int | None = None  # None = the batch size of the plans
     terms: dict[str, TermConfig] = field(
@@ -149,11 +157,11 @@ class SemiSAMConfig:
     resume_changed: bool = False  # continue with other plans or another section than the checkpoint was written with
 
     def __post_init__(self) -> None:
-        _instance("method", self.method, str, "a string")
+        require_instance("method", self.method, str, "a string")
         for name in ("method_args", "terms"):
-            _instance(name, getattr(self, name), Mapping, "a dictionary")
-        _number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
-        _number("distribution_alignment", self.distribution_alignment, 0, 1)
+            require_instance(name, getattr(self, name), Mapping, "a dictionary")
+        require_number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
+        require_number("distribution_alignment", self.distribution_alignment, 0, 1)
         if self.distribution_alignment and not self.collapse_guard:
             raise Refused(
                 "distribution_alignment",
@@ -161,11 +169,11 @@ class SemiSAMConfig:
                 "them otherwise",
             )
         for name in ("labeled_as_unlabeled", "allow_unlabeled_val", "collapse_guard", "skip_bad", "resume_changed"):
-            _instance(name, getattr(self, name), bool, "true or false")
+            require_instance(name, getattr(self, name), bool, "true or false")
         for name in ("unlabeled_batch_size", "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
-            _integer(name, getattr(self, name), 1, or_null=True)
-        _integer("seed", self.seed, or_null=True)
-        _integer("max_bad_steps", self.max_bad_steps, 1)
+            require_integer(name, getattr(self, name), 1, or_null=True)
+        require_integer("seed", self.seed, or_null=True)
+        require_integer("max_bad_steps", self.max_bad_steps, 1)
 
     def with_section(self, section: Mapping[str, Any], *, uses_sam: bool = True) -> SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.
@@ -180,18 +188,34 @@ class SemiSAMConfig:
             raise ValueError(f"semisam: the section is {section!r}; it must be a dictionary")
         values = dict(section)
         if "terms" in values:
-            _instance("terms", values["terms"], Mapping, "a dictionary")
+            require_instance("terms", values["terms"], Mapping, "a dictionary")
             values["terms"] = self.terms | {
                 name: _merged(TermConfig, self.terms.get(name), term, f"terms.{name}")
                 for name, term in values["terms"].items()
             }
-        if "method_args" in values and values.get("method", self.method) == self.method:
-            _instance("method_args", values["method_args"], Mapping, "a dictionary")
+        if values.get("method", self.method) != self.method:
+            values.setdefault("method_args", {})
+        elif "method_args" in values:
+            require_instance("method_args", values["method_args"], Mapping, "a dictionary")
             values["method_args"] = {**self.method_args, **values["method_args"]}
         if values.get("sam") is not None:
             values["sam"] = _merged(SamConfig, self.sam, values["sam"], "sam")
         config: SemiSAMConfig = _merged(SemiSAMConfig, self, values)
         return config if uses_sam else dataclasses.replace(config, sam=None)
+
+    def of_configuration(self, configuration: Mapping[str, Any], where: str, *, uses_sam: bool = True) -> SemiSAMConfig:
+        """`with_section` of the section of a configuration in the plans.
+
+        Args:
+            where: what the configuration is called in messages.
+
+        Raises:
+            ValueError: as `with_section` and `section_of`.
+        """
+        try:
+            return self.with_section(section_of(configuration), uses_sam=uses_sam)
+        except ValueError as error:
+            raise ValueError(f"{error} ({where})") from error
 
     def active_terms(self) -> tuple[str, ...]:
         """Names of the terms whose weight is not zero for the whole training."""
@@ -217,11 +241,12 @@ class SemiSAMConfig:
             term = self.terms[name]
             turns = range(term.delay, total_iterations, term.every)
             if not any(term.at(iteration, total_iterations) for iteration in turns):
-                key = "delay" if term.delay >= total_iterations else "every"
+                late, rare = term.delay >= total_iterations, term.every > 1
+                key = "delay" if late else "every" if rare else "schedule"
                 raise Refused(
                     f"terms.{name}.{key}",
                     f"is {getattr(term, key)}, but the training has {total_iterations} iterations, so the term would "
-                    "never count; choose a smaller one, or weight 0",
+                    f"never count; choose {'another' if key == 'schedule' else 'a smaller'} one, or weight 0",
                 )
 
     def weights(self, iteration: int, total_iterations: int) -> dict[str, float]:
@@ -234,6 +259,23 @@ class SemiSAMConfig:
         if values["sam"] is not None:
             values["sam"] |= {name: list(values["sam"][name]) for name in ("prompts", "weigh_by")}
         return values
+
+
+def is_section(key: str) -> bool:
+    """Whether a key is the section's, or almost: "semi_sam", "SemiSAM"."""
+    return "".join(filter(str.isalpha, key.lower())) == SECTION
+
+
+def section_of(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `semisam` section of a configuration in the plans; empty where there is none.
+
+    Raises:
+        ValueError: a key is almost called so, which nobody would read.
+    """
+    for key in configuration:
+        if key != SECTION and is_section(key):
+            raise ValueError(f"semisam: a section is named {key!r}, which is not read; rename it to {SECTION!r}")
+    return configuration.get(SECTION, {})
 
 
 def _merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") -> Any:
@@ -256,45 +298,3 @@ def _merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") -
         return dataclasses.replace(base, **values) if base is not None else kind(**values)
     except Refused as error:
         raise Refused(f"{where}.{error.key}" if where else error.key, error.reason) from None
-
-
-class Refused(ValueError):
-    """A value that cannot be. The message names key, value and what is wanted."""
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"semisam: {key} {reason}")
-        self.key, self.reason = key, reason
-
-
-def _one_of(name: str, value: Any, known: Iterable[Any]) -> None:
-    """True and 1.0 are not taken for 1."""
-    if not any(type(value) is type(choice) and value == choice for choice in known):
-        raise Refused(name, f"is {value!r}; known are {', '.join(map(str, known))}")
-
-
-def _no_twice(name: str, values: tuple[str, ...]) -> None:
-    if len(set(values)) < len(values):
-        raise Refused(name, f"is {list(values)!r}; name each once")
-
-
-def _instance(name: str, value: Any, kind: Any, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise Refused(name, f"is {value!r}; it must be {wanted}")
-
-
-def _integer(name: str, value: Any, low: int | None = None, *, or_null: bool = False) -> None:
-    if or_null and value is None:
-        return
-    if type(value) is not int or (low is not None and value < low):
-        wanted = "an integer" if low is None else f"an integer of at least {low}"
-        raise Refused(name, f"is {value!r}; it must be {wanted}{', or null' if or_null else ''}")
-
-
-def _number(name: str, value: Any, low: float, high: float = math.inf, *, below: bool = False) -> None:
-    """A number from `low` to `high`; `high` itself is refused if it must be `below`, or is infinite."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    below = below or high == math.inf
-    if not is_number or not low <= value <= high or (below and value == high):  # NaN is never in order
-        wanted = f"of at least {low}" if below else f"from {low} to {high}"
-        limit = f" and below {high}" if below and high < math.inf else ""
-        raise Refused(name, f"is {value!r}; it must be a number {wanted}{limit}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
+from nnunet_semisam.trainer import SemiSAM, nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
 LENGTHS = (1, 5, 10, 20, 50, 100, 250)
 FAITHFUL = {
@@ -50,6 +50,16 @@ def _with_epochs(trainer: type, epochs: int) -> type:
             "preset": replace(trainer.preset, num_epochs=epochs),  # type: ignore[attr-defined]
         },
     )
+
+
+def find_trainer(name: str) -> type[SemiSAM] | None:
+    """The trainer of this package with that name."""
+    return next((trainer for trainer in (*_TRAINERS, *_VARIANTS) if trainer.__name__ == name), None)
+
+
+def trainer_names() -> list[str]:
+    """All trainers of this package, as `-tr` takes them."""
+    return [trainer.__name__ for trainer in (*_TRAINERS, *_VARIANTS)]
 
 
 _TRAINERS = (nnUNetTrainerSemiSAM, nnUNetTrainerSemiSAMFaithful, nnUNetTrainerMeanTeacher)

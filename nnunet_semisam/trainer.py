@@ -72,8 +72,11 @@ class SemiSAM(Base):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.previous_channels = cascade.one_hot_channels(self)
         self.folder_with_segs_from_previous_stage = cascade.labeled_folder(self)
-        section = self.configuration_manager.configuration.get("semisam", {})
-        self.semisam = self.preset.with_section(section, uses_sam=self.uses_sam)
+        self.semisam = self.preset.of_configuration(
+            self.configuration_manager.configuration,
+            f"configuration {configuration} of {self.plans_manager.plans_name}.json",
+            uses_sam=self.uses_sam,
+        )
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
             setattr(self, name, getattr(self.semisam, name) or getattr(self, name))
         self.outputs = OutputSpace(self.label_manager.num_segmentation_heads, self.label_manager.has_regions)

@@ -76,6 +76,41 @@ def test_a_class_that_was_found_for_a_moment_before_the_warm_up_is_not_missing(g
     assert not guard.held and guard.known == ["background", "organ"]
 
 
+@pytest.mark.parametrize(("judged", "known"), [(collapse.WINDOW - 1, False), (collapse.WINDOW, True)])
+def test_a_class_is_known_when_it_was_found_for_long(guard, judged, known):
+    lost = sums((0.1, 0.0), (0.12, 0.05), (0.1, 0.05))
+    fed(guard, sums((0.1, 0.05), (0.12, 0.05), (0.1, 0.05)), times=collapse.WARM_UP + judged)
+    guard.mean["teacher"][2] = 0.0  # from one iteration to the next
+    fed(guard, lost)
+    assert ("tumor" in guard.known, guard.held) == (known, {"tumor": "below"} if known else {})
+
+
+def test_a_class_that_comes_and_goes_is_not_known(guard):
+    found, lost = (sums((0.1, share), (0.12, 0.05), (0.1, 0.05)) for share in (0.05, 0.0))
+    for _ in range(30):
+        fed(guard, found, times=60)
+        fed(guard, lost, times=60)
+    assert not guard.held and "tumor" not in guard.known
+
+
+def test_too_little_returns_with_a_margin(settled):
+    """The limit is 0.001, that of the return 0.002."""
+    lost, little, enough = (sums((0.1, share), (0.12, 0.02), (0.1, 0.01)) for share in (0.0, 0.0015, 0.004))
+    fed(settled, lost, times=400)
+    assert settled.held == {"tumor": "below"}
+    assert fed(settled, little, times=600) == [] and settled.held
+    (line,) = fed(settled, enough, times=300)
+    assert "tumor" in line and "within the range" in line and not settled.held
+
+
+def test_switched_off_on_resume_nothing_is_held(settled):
+    fed(settled, sums((0.6, 0.01), (0.12, 0.02)), times=300)
+    assert settled.held
+    off = CollapseGuard(OutputSpace(3), NAMES, on=False)
+    off.load_state_dict(settled.state_dict())
+    assert not off.held
+
+
 def test_a_class_that_is_not_learned_yet_is_not_missing(guard):
     assert fed(guard, sums((0.1, 0.0), (0.12, 0.02), (0.1, 0.01)), times=3000) == []
 
@@ -207,13 +242,22 @@ def test_alignment_takes_the_averages_of_random_crops_and_begins_when_there_are_
         return guard.aligned(lambda image: image, strength)(prob)
 
     assert torch.equal(say(), prob)
-    fed(guard, rows, times=collapse.WINDOW + 1)
+    fed(guard, rows, times=collapse.WINDOW)
+    assert torch.equal(say(), prob)
+    fed(guard, rows)
     expected = aligned(prob, [0.89, 0.1, 0.01], [0.79, 0.2, 0.01], guard.outputs)
     assert torch.allclose(say(), expected) and say()[0, 1].item() < 0.3
     assert torch.allclose(say(0.5), aligned(prob, [0.89, 0.1, 0.01], [0.79, 0.2, 0.01], guard.outputs, strength=0.5))
     assert torch.equal(say(0), prob)
     guard.sparse = True
     assert torch.equal(say(), prob)
+
+
+def test_without_random_crops_nothing_is_aligned(guard):
+    rows = {**sums((0.2, 0.01), (0.5, 0.3)), "random": [0.0] * 4}
+    fed(guard, rows, times=collapse.WINDOW + 1)
+    prob = torch.tensor([0.5, 0.4, 0.1]).view(1, 3, 1, 1)
+    assert torch.equal(guard.aligned(lambda image: image, 1.0)(prob), prob)
 
 
 def test_alignment_is_by_mean_probabilities_not_by_labels(guard):

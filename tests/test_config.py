@@ -4,10 +4,11 @@ import pytest
 
 from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import build_method, find_method, list_methods
-from nnunet_semisam.methods._base import build_perturbation, require_number
+from nnunet_semisam.methods._base import build_perturbation
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.ops.schedules import sigmoid_rampup
 from nnunet_semisam.resume import changes
+from nnunet_semisam.values import require_number
 
 
 def test_by_default_consistency_rises_and_sam_rises_and_falls():
@@ -15,7 +16,7 @@ def test_by_default_consistency_rises_and_sam_rises_and_falls():
     first, third, last = (config.weights(iteration, 999) for iteration in (0, 333, 998))
     assert third == {"consistency": pytest.approx(0.5 * sigmoid_rampup(333, 999)), "sam": 0.5}
     assert first["sam"] < 0.01 and last["sam"] < 0.01 and last["consistency"] > 0.49
-    assert config.weights(999, 999)["sam"] == 0 and config.method_args == {"loss": "dice"}
+    assert config.weights(999, 999)["sam"] == 0 and config.method_args == {}
 
 
 def test_section_is_laid_over_the_preset_key_by_key():
@@ -170,7 +171,11 @@ def test_strangers_are_told_what_exists():
         ("fixmatch", {"view": "cuda"}, ["view is 'cuda'", "device, nnunet"]),
         ("mean_teacher", {"cutmix": 1.5}, ["method_args.cutmix is 1.5", "from 0 to 1"]),
         ("mean_teacher", {"paste": 2}, ["method_args.paste is 2", "from 0 to 1"]),
-        ("mean_teacher", {"center_sigma": 0}, ["method_args.center_sigma is 0; it must be at least 0.05, or null"]),
+        (
+            "mean_teacher",
+            {"center_sigma": 0},
+            ["method_args.center_sigma is 0; it must be a number of at least 0.05, or null"],
+        ),
         ("mean_teacher", {"center_sigma": float("inf")}, ["method_args.center_sigma is inf", "number"]),
         ("mean_teacher", {"center_sigma": True}, ["method_args.center_sigma is True", "number"]),
         ("fixmatch", {"loss": "mae"}, ["method_args.loss is 'mae'", "mse, dice"]),
@@ -188,7 +193,7 @@ def test_method_args_of_another_type_are_named():
     """Past the shape checks of the test suite, which would refuse them first."""
     for value in ("high", None, [0.5], float("nan")):
         with pytest.raises(ValueError, match="threshold is .* it must be a number from 0 to 1"):
-            require_number("threshold", value, 1)
+            require_number("threshold", value, 0, 1)
     for value in (3, None, "noise_std", ["noise_std"]):
         with pytest.raises(ValueError, match="perturbation is .* dictionary with keys out of noise_std, contrast"):
             build_perturbation(value)
@@ -249,6 +254,7 @@ def test_a_term_of_every_third_iteration_has_its_weight_there_and_none_between()
         ({"delay": 10, "every": 15, "schedule": "linear_rampup"}, "every is 15"),
         ({"every": 20, "schedule": "constant"}, None),
         ({"delay": 19, "schedule": "sigmoid_rise_and_fall"}, None),
+        ({"delay": 1, "every": 2, "schedule": "constant"}, None),
     ],
 )
 def test_a_term_that_never_counts_is_refused(term, key):
@@ -258,6 +264,33 @@ def test_a_term_that_never_counts_is_refused(term, key):
         return
     with pytest.raises(ValueError, match=f"terms.sam.{key}, but the training has 20 iterations"):
         config.refuse_late_terms(20)
+
+
+def test_a_schedule_that_is_0_all_the_time_is_named():
+    config = SemiSAMConfig().with_section({"terms": {"sam": {"weight": 1.0, "schedule": "linear_rampup"}}})
+    with pytest.raises(ValueError, match="terms.sam.schedule is linear_rampup, .* choose another one"):
+        config.refuse_late_terms(1)
+
+
+def test_another_method_starts_from_its_own_defaults():
+    base = SemiSAMConfig().with_section({"method": "fixmatch", "method_args": {"threshold": 0.9, "cutmix": 0.5}})
+    assert base.with_section({"method": "mean_teacher"}).method_args == {}
+    assert base.with_section({"method": "mean_teacher", "method_args": {"paste": 1}}).method_args == {"paste": 1}
+    assert base.with_section({"method": "fixmatch"}).method_args == {"threshold": 0.9, "cutmix": 0.5}
+
+
+@pytest.mark.parametrize("key", ["semi_sam", "SemiSAM", "semisam "])
+def test_a_section_with_a_misspelt_name_is_refused(key):
+    with pytest.raises(ValueError, match=f"a section is named '{key}', which is not read; .* \\(3d of plans.json\\)"):
+        SemiSAMConfig().of_configuration({"patch_size": [1], key: {"num_epochs": 3}}, "3d of plans.json")
+    assert SemiSAMConfig().of_configuration({"semisam": {"num_epochs": 3}}, "").num_epochs == 3
+
+
+def test_an_integer_that_is_too_large_for_a_float_is_refused():
+    with pytest.raises(ValueError, match="terms.sam.weight is 1000.* must be a number of at least 0"):
+        SemiSAMConfig().with_section({"terms": {"sam": {"weight": 10**400}}})
+    with pytest.raises(ValueError, match="center_sigma is 1000.*at least 0.05, or null"):
+        build_method("mean_teacher", {"center_sigma": 10**400}, OutputSpace(2))
 
 
 def test_a_trainer_without_sam_has_none_whatever_the_section_says():

@@ -15,7 +15,7 @@ import nnunet_semisam
 PACKAGE = Path(nnunet_semisam.__file__).parent
 DOORS = 5
 FLOORS = {
-    "__init__": 0, "_discovery": 0, "ops": 0,
+    "__init__": 0, "_discovery": 0, "ops": 0, "values": 0,
     "types": 1, "config": 1, "paths": 1,
     "data": 2, "sam": 2,
     "methods": 3,
@@ -24,7 +24,7 @@ FLOORS = {
 }  # fmt: skip
 BLIND = {"data": {"sam"}, "sam": {"data"}, "methods": {"data", "sam"}}
 EXCEPTIONS = {("methods._sam_assisted", "sam")}
-WITHOUT_NNUNET = {"__init__", "_discovery", "ops", "types", "config", "paths", "sam", "methods"}
+WITHOUT_NNUNET = {"__init__", "_discovery", "ops", "values", "types", "config", "paths", "sam", "methods"}
 ONLY_TORCH = {"torch", "jaxtyping"}
 
 

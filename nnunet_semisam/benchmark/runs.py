@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,34 @@ def needs(run: Run, runs: list[Run]) -> list[Run]:
 
 
 def digest(protocol: Protocol, arm: Arm) -> str:
-    """Eight hexadecimal digits that change with the settings of an arm."""
+    """Eight hexadecimal digits that change with the settings of an arm, and with the defaults of this package."""
     shared = {
         key: getattr(protocol, key)
         for key in ("configuration", "epochs", "iterations", "val_iterations", "network", "fingerprint_from")
     }
-    content = {**shared, "trainer": arm.trainer, "section": arm.section}
+    content = {**shared, "trainer": arm.trainer, "section": settled(arm)}
     if arm.needs:
         content["time"] = [digest(protocol, protocol.arm(name)) for name in arm.needs]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:8]
+
+
+def settled(arm: Arm) -> Any:
+    """What the section of an arm means today, defaults included: other defaults in another version, another digest.
+
+    The section as it is for trainers from elsewhere; no term at all where all have weight 0.
+    """
+    from nnunet_semisam.methods import build_method
+    from nnunet_semisam.ops.outputs import OutputSpace
+    from nnunet_semisam.presets import find_trainer
+
+    trainer = find_trainer(arm.trainer)
+    if trainer is None:
+        return arm.section
+    config = trainer.preset.with_section(arm.section, uses_sam=trainer.uses_sam)
+    if not config.active_terms():
+        return {"terms": {}}
+    method = build_method(config.method, config.method_args, OutputSpace(2))
+    return config.as_dict() | {"method_args": asdict(method)}
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ class Report:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def _nothing(self) -> str:
+        return f"no problem found, but {len(self.warnings)} warning(s):" if self.warnings else "no problem found."
+
     def attempt(self, check: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Result of a check, or None if it raised one of the errors that are meant for users."""
         try:
@@ -44,9 +48,9 @@ class Report:
         self.warnings += [warning for warning in found if warning not in self.warnings]
 
     def __str__(self) -> str:
-        lines = [*self.facts, f"{len(self.problems)} problem(s):" if self.problems else "no problem found."]
+        lines = [*self.facts, f"{len(self.problems)} problem(s):" if self.problems else self._nothing()]
         lines += [f"  - {problem}" for problem in self.problems]
-        lines += [f"{len(self.warnings)} warning(s):"] if self.warnings else []
+        lines += [f"{len(self.warnings)} warning(s):"] if self.warnings and self.problems else []
         return "\n".join([*lines, *(f"  - WARNING: {warning}" for warning in self.warnings)])
 
 
@@ -78,12 +82,11 @@ def check_setup(
     trainers = [_find(trainer)] if trainer else [nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher]
     configure = partial(trainers[0].preset.with_section, uses_sam=trainers[0].uses_sam)
     chosen = planned.configurations(configurations or _usual(planned))
-    report = Report([f"data set: {planned.name}, plans: {plans_name}"])
+    report = Report([f"data set: {planned.name}, plans: {planned.plans_file}"])
     skips = trainers[0].preset.skip_bad or switched_on(planned, list(chosen), "skip_bad")
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
-        section = manager.configuration.get("semisam", {})
-        config = _check_section(name, section, report, configure=configure, classes=_classes(planned))
+        config = _check_section(name, manager.configuration, report, configure=configure, classes=_classes(planned))
         if config and config.distribution_alignment and "ignore" in planned.dataset_json["labels"]:
             report.warning(f"{name}: distribution_alignment has no effect: the data set has an ignore label")
         folder = planned.folder / manager.data_identifier
@@ -95,11 +98,14 @@ def check_setup(
 
 
 def _usual(planned: PlannedDataset) -> list[str]:
+    from nnunet_semisam.config import is_section
     from nnunet_semisam.data.dataset import DEFAULT_CONFIGURATIONS
 
     every = planned.configurations(planned.plans_manager.available_configurations)
     return [
-        name for name, manager in every.items() if name in DEFAULT_CONFIGURATIONS or "semisam" in manager.configuration
+        name
+        for name, manager in every.items()
+        if name in DEFAULT_CONFIGURATIONS or any(is_section(key) for key in manager.configuration)
     ]
 
 
@@ -113,32 +119,39 @@ def _find(trainer: str) -> type[SemiSAM]:
     """The class of that name, as nnU-Net's training command finds it."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    from nnunet_semisam.presets import trainer_names
     from nnunet_semisam.trainer import SemiSAM
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
             found = recursive_find_trainer_class_by_name(trainer)
     except Exception as error:  # noqa: BLE001 (files in a folder of the user's can fail in any way)
-        raise ValueError(f"-tr {trainer}: nnU-Net finds no such trainer: {error}") from error
+        near = difflib.get_close_matches(trainer, trainer_names(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else str(error)
+        raise ValueError(f"-tr {trainer}: nnU-Net finds no such trainer; {hint}") from error
     if not (isinstance(found, type) and issubclass(found, SemiSAM)):
-        raise ValueError(f"-tr {trainer}: it is none of this package and reads no semisam section")
+        raise ValueError(
+            f"-tr {trainer}: it is none of this package and reads no semisam section; leave -tr out: what it trains on "
+            "is checked as well"
+        )
     return found
 
 
 def _check_section(
-    name: str, section: dict, report: Report, *, configure: Callable[[dict], SemiSAMConfig], classes: list[str]
-) -> SemiSAMConfig | None:
+    name: str, configuration: dict[str, Any], report: Report, *,
+    configure: Callable[[Mapping[str, Any]], SemiSAMConfig], classes: list[str],
+) -> SemiSAMConfig | None:  # fmt: skip
     """The configuration that the section makes, if it is right; SAM is built on the CPU where training would ask it."""
     import torch
 
     from nnunet_semisam.cli.plan import check_configuration
-    from nnunet_semisam.config import SemiSAMConfig
+    from nnunet_semisam.config import SECTION, SemiSAMConfig, section_of
     from nnunet_semisam.sam import build_backend
     from nnunet_semisam.trust import configured_trust
 
     known = len(report.problems)
-    config = report.attempt(configure, section)
-    if config is not None and (section or config != SemiSAMConfig()):
+    config = report.attempt(lambda: configure(section_of(configuration)))
+    if config is not None and (configuration.get(SECTION) or config != SemiSAMConfig()):
         report.attempt(check_configuration, config)
         if "sam" in config.active_terms():
             report.attempt(configured_trust, config.sam, classes)
@@ -167,7 +180,12 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoints of a data set, and lists all problems. Nothing is changed.",
     )
     parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set")
-    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: those that are preprocessed")
+    parser.add_argument(
+        "-c",
+        nargs="+",
+        metavar="CONFIGURATION",
+        help="default: those that are preprocessed, and those with a semisam section",
+    )
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: %(default)s)")
     parser.add_argument("-f", metavar="FOLD", type=_fold, help='number of a fold or "all" (default: every fold)')
     parser.add_argument("-tr", metavar="TRAINER", help="class to be trained (default: nnUNetTrainerSemiSAM)")

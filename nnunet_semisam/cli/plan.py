@@ -58,6 +58,8 @@ def write_configuration(
     """
     import os
 
+    from nnunet_semisam.config import section_of
+
     plans = json.loads(plans_file.read_text())
     configurations = plans["configurations"]
     if base not in configurations:
@@ -67,8 +69,13 @@ def write_configuration(
         raise ValueError(f"{plans_file}: configuration {name!r} exists and does not inherit from {base!r}; use --name")
     merged = {} if replace else dict(entry.get("semisam", {}))
     _lay_over(merged, section)
-    check_section(merged)
-    check_classes(merged, plans, plans_file.with_name("dataset.json"))
+    try:
+        for part in (configurations[base], entry):
+            section_of(part)
+        check_section(merged)
+        check_classes(merged, plans, plans_file.with_name("dataset.json"))
+    except ValueError as error:
+        raise ValueError(f"{error} (configuration {name} of {plans_file})") from error
     configurations[name] = {**entry, "semisam": merged}
     temporary = plans_file.with_suffix(".tmp")
     temporary.write_text(json.dumps(plans, indent=4))
@@ -87,13 +94,13 @@ def check_configuration(config: SemiSAMConfig) -> None:
     """Raises ValueError for an unknown method or backend, terms that it does not make, and wrong arguments."""
     from nnunet_semisam.methods import build_method
     from nnunet_semisam.ops.outputs import OutputSpace
-    from nnunet_semisam.sam import check_backend_args
+    from nnunet_semisam.sam import check_backend
 
     method = build_method(config.method, config.method_args, OutputSpace(2))
     config.require_terms((*method.term_names, "sam"))
     config.refuse_late_terms((config.num_epochs or EPOCHS) * (config.num_iterations_per_epoch or ITERATIONS))
     if config.sam is not None:
-        check_backend_args(config.sam)
+        check_backend(config.sam)
 
 
 def check_classes(section: Mapping[str, Any], plans: dict[str, Any], dataset_json: Path) -> None:
@@ -180,7 +187,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for missing in missing_files(written):
         print(f"WARNING: on this machine training would stop: {missing}", file=sys.stderr)
     print(f"check it: nnUNetv2_semisam_check -d {args.d} -c {name} -p {args.p}")
-    print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}")
+    print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}{_device()}")
+
+
+def _device() -> str:
+    import torch
+
+    return "" if torch.cuda.is_available() else " -device cpu"
 
 
 def trained_folds(plans_file: Path, name: str) -> list[str]:

@@ -35,6 +35,10 @@ class PlannedDataset:
     plans_manager: PlansManager
     dataset_json: dict[str, Any]
 
+    @property
+    def plans_file(self) -> Path:
+        return self.folder / f"{self.plans_manager.plans_name}.json"
+
     @classmethod
     def open(cls, dataset: int | str, plans_name: str = "nnUNetPlans") -> PlannedDataset:
         """The data set with this number or name.
@@ -50,7 +54,9 @@ class PlannedDataset:
         files = [folder / f"{plans_name}.json", folder / "dataset.json"]
         for file in files:
             if not file.is_file():
-                found = sorted(plans.stem for plans in folder.glob("*[pP]lans*.json"))
+                found = sorted(
+                    plans.stem for plans in folder.glob("*[pP]lans*.json") if not plans.stem.endswith("_unlabeled")
+                )
                 raise ValueError(
                     f"{file} does not exist; plan the data set first with nnUNetv2_plan_and_preprocess, or name other "
                     f"plans with -p (found: {', '.join(found) or 'none'})."

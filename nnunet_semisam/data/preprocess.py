@@ -104,7 +104,7 @@ def make_missing(
         failures = _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
     if failures and skipped is None:
         raise ValueError(
-            f"{len(failures)} of {len(jobs)} unlabeled cases could not be preprocessed; correct or remove these files "
+            f"{len(failures)} of {len(cases)} unlabeled cases could not be preprocessed; correct or remove these files "
             "and start again (the others are done), or leave them out with skip_bad=true in the section, or --skip-bad "
             "of nnUNetv2_semisam_preprocess:\n" + "\n".join(failures.values())
         )

@@ -18,7 +18,9 @@ from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.perturb import Perturbation
 from nnunet_semisam.ops.window import center_weights
 from nnunet_semisam.types import LabeledBatch, PseudoLabel, UnlabeledBatch
+from nnunet_semisam.values import require_number
 
+LOSS = "dice"
 Teacher = Callable[[Tensor], Tensor]  # image (U, C, *S) -> prob (U, K, *S)
 Student = Callable[[Tensor], "Tensor | list[Tensor]"]  # image (U, C, *S) -> logits, a list under deep supervision
 
@@ -37,7 +39,7 @@ class SemiMethod(abc.ABC):
             augmentation of the same patch.
         perturbation: fields of `Perturbation`, for the view "device".
         loss: "mse" or "dice" (see `nnunet_semisam.ops.losses`), or a dictionary from names of terms to these; terms
-            that are not in it have "mse".
+            that are not in it have "dice".
         cutmix: probability that the patches of a batch are mixed with each other before the student sees them, and
             their pseudo-labels alike (see `nnunet_semisam.ops.mix`).
         paste: probability that a box of each of these patches is replaced by one of a labeled patch, whose labels are
@@ -52,7 +54,7 @@ class SemiMethod(abc.ABC):
     outputs: OutputSpace
     view: str = "device"
     perturbation: dict = field(default_factory=dict)
-    loss: str | dict[str, str] = "mse"
+    loss: str | dict[str, str] = LOSS
     cutmix: float = 0.0
     paste: float = 0.0
     center_sigma: float | None = None
@@ -62,14 +64,10 @@ class SemiMethod(abc.ABC):
             raise ValueError(f"semisam: method_args.view is {self.view!r}; known are {', '.join(VIEWS)}")
         self._perturb = build_perturbation(self.perturbation)
         self._check_losses()
-        require_number("method_args.cutmix", self.cutmix, 1)
-        require_number("method_args.paste", self.paste, 1)
-        if self.center_sigma is not None:
-            require_number("method_args.center_sigma", self.center_sigma, math.inf)
-            if self.center_sigma < 0.05:  # the middle would count hundreds of times as much as the mean
-                raise ValueError(
-                    f"semisam: method_args.center_sigma is {self.center_sigma!r}; it must be at least 0.05, or null"
-                )
+        require_number("method_args.cutmix", self.cutmix, 0, 1)
+        require_number("method_args.paste", self.paste, 0, 1)
+        # below, the middle would count hundreds of times as much as the mean
+        require_number("method_args.center_sigma", self.center_sigma, 0.05, or_null=True)
 
     @abc.abstractmethod
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -120,7 +118,7 @@ class SemiMethod(abc.ABC):
         return torch.where(inside, labeled.image[donors], view), pasted
 
     def _loss(self, term: str) -> Callable[..., Tensor]:
-        return LOSSES[self.loss if isinstance(self.loss, str) else self.loss.get(term, "mse")]
+        return LOSSES[self.loss if isinstance(self.loss, str) else self.loss.get(term, LOSS)]
 
     def _check_losses(self) -> None:
         terms = (*self.term_names, "sam")
@@ -148,17 +146,5 @@ def build_perturbation(args: Any) -> Perturbation:
     for key, value in args.items():
         if key not in known:
             raise ValueError(f"semisam: unknown method_args.perturbation {key!r}; known are {', '.join(known)}")
-        require_number(f"method_args.perturbation.{key}", value, 1 if key == "cutout" else math.inf)
+        require_number(f"method_args.perturbation.{key}", value, 0, 1 if key == "cutout" else math.inf)
     return Perturbation(**args)
-
-
-def require_number(name: str, value: Any, high: float) -> None:
-    """Checks that an argument is a number from 0 to `high`.
-
-    Raises:
-        ValueError: it is something else; the message names the argument, the value and what is wanted.
-    """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= high or value == math.inf:  # NaN is never in order
-        wanted = "of at least 0" if high == math.inf else f"from 0 to {high}"
-        raise ValueError(f"semisam: {name} is {value!r}; it must be a number {wanted}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnunet_semisam.methods._base import SemiMethod, Teacher, require_number
+from nnunet_semisam.methods._base import SemiMethod, Teacher
 from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
+from nnunet_semisam.values import require_number
 
 
 @dataclass(kw_only=True)
@@ -16,7 +17,7 @@ class FixMatch(SemiMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("method_args.threshold", self.threshold, 1)
+        require_number("method_args.threshold", self.threshold, 0, 1)
 
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         prob = teacher(unlabeled.image)  # (U, K, *S)

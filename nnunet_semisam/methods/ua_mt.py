@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnunet_semisam.methods._base import SemiMethod, Teacher, require_number
+from nnunet_semisam.methods._base import SemiMethod, Teacher
 from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
+from nnunet_semisam.values import require_number
 
 
 @dataclass(kw_only=True)
@@ -36,8 +37,8 @@ class UncertaintyAwareMeanTeacher(SemiMethod):
         super().__post_init__()
         if type(self.passes) is not int or self.passes < 1:
             raise ValueError(f"semisam: method_args.passes is {self.passes!r}; it must be an integer of at least 1")
-        require_number("method_args.noise_std", self.noise_std, math.inf)
-        require_number("method_args.limit", self.limit, 1)
+        require_number("method_args.noise_std", self.noise_std, 0)
+        require_number("method_args.limit", self.limit, 0, 1)
 
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         prob = teacher(unlabeled.image)  # (U, K, *S); the first call is what SAM is prompted with

@@ -94,6 +94,20 @@ def check_backend_args(config: SamConfig) -> type[SamBackend]:
     return backend
 
 
+def check_backend(config: SamConfig) -> None:
+    """`check_backend_args`, and the values of the arguments as far as no file of weights has to be there for it.
+
+    Raises:
+        ValueError: as `check_backend_args`, or a value that the constructor refuses.
+    """
+    backend = check_backend_args(config)
+    if members := backend.members_of(config):
+        for member in members:
+            check_backend(member)
+    elif config.checkpoint is None and not backend.needs_checkpoint:
+        build_backend(config, torch.device("cpu"))
+
+
 def missing_checkpoints(config: SamConfig) -> list[str]:
     """What keeps the backend, or a member of it, from being built on this machine: a file that is not there, or none.
 

@@ -14,7 +14,6 @@ from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import PseudoLabel, SamPrediction
 
-TINY = 1e-12  # where the teacher has no foreground at all
 MAX_LOGIT = 20.0  # keeps float16 infinities out of softmax
 
 
@@ -85,13 +84,13 @@ def fuse(
 
     Several answers for one head (its connected components) are joined by their maximum.
 
-    Labels: softmax over 0 for the background and the logits of the answered heads. SAM says nothing for or against a
-    head without an answer: it keeps the part of the foreground that the teacher gives it, and confidence falls with
-    that; confidence is 0 where an object without an answer is the teacher's hard label. Regions: sigmoid of each
-    answered head, the teacher's probability of the others and in objects without an answer.
+    Labels: SAM says nothing for or against a head without an answer, so that keeps the teacher's probability; the rest
+    is shared out by softmax over 0 for the background and the logits of the answered heads. Confidence is 0 where an
+    object without an answer is the teacher's hard label. Regions: sigmoid of each answered head, the teacher's
+    probability of the others and in objects without an answer.
 
-    Confidence is the expectation of the answers' weights under the fused distribution; the background counts with the
-    mean weight of the image.
+    Confidence is the expectation of the answers' weights under the fused distribution: 0 for heads without an answer,
+    the mean weight of the image for the background.
     """
     if not len(answers.head):
         return PseudoLabel(prob, torch.zeros_like(prob[:, :1]))
@@ -105,15 +104,11 @@ def _fuse_labels(
     prob: Float[Tensor, "U K *S"], heads: _Heads
 ) -> tuple[Float[Tensor, "U K *S"], Float[Tensor, "U 1 *S"]]:
     heads.scores[:, 0] = 0
-    fused = heads.scores.softmax(1)
-    expected = fused[:, :1] * heads.background + (fused * heads.weights)[:, 1:].sum(1, keepdim=True)
     silent = prob * ~heads.answered
     silent[:, 0] = 0
-    left = silent.sum(1, keepdim=True)
-    share = silent / prob[:, 1:].sum(1, keepdim=True).clamp(min=TINY)  # of the foreground
-    inside = 1 - fused[:, :1]
-    fused[:, 1:] = fused[:, 1:] * (1 - share.sum(1, keepdim=True)) + inside * share[:, 1:]
-    return fused, expected * (1 - left).clamp(min=0) * ~heads.unheard.any(1, keepdim=True)
+    fused = heads.scores.softmax(1) * (1 - silent.sum(1, keepdim=True)).clamp(min=0) + silent
+    expected = fused[:, :1] * heads.background + (fused * heads.weights)[:, 1:].sum(1, keepdim=True)
+    return fused, expected * ~heads.unheard.any(1, keepdim=True)
 
 
 def _fuse_regions(

@@ -1,6 +1,6 @@
 """Planes of 3D patches, for generalists that serve only 2D: which ones, and the way there and back.
 
-An object that SAM sees slice by slice has no end along the slicing axis; asking along another axis each iteration lets
+An object that SAM sees slice by slice has no end along the slicing axis; asking along another axis each time lets
 the errors of one axis be contradicted by the others.
 """
 

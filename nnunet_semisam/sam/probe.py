@@ -89,7 +89,9 @@ class Prober:
         if not self.listener.qualities or not voxels.any():
             return None
         truth = patch.truth[head] & voxels
-        prompt, answer = (self.outputs.harden(p)[0, head].bool() & voxels for p in (prob[None].cpu(), pseudo))
+        prompt = self.outputs.harden(prob[None].cpu())[0, head].bool() & voxels
+        # only this head was asked: what others keep of the teacher's probability is not the generalist's
+        answer = (pseudo[0, head] > (0.5 if self.outputs.has_regions else pseudo[0, 0])) & voxels
         quality = torch.cat(self.listener.qualities)
         trial = Trial(
             patch.name,

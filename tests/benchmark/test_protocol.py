@@ -106,6 +106,23 @@ def test_other_settings_have_other_folders_and_what_only_scoring_needs_has_not(t
         assert digest(protocol(dataset, **values), arm) == digest(protocol(dataset), arm)
 
 
+def test_other_defaults_have_other_folders_but_for_stock_training(tmp_path, monkeypatch):
+    """Results of an older version are not taken for those of today."""
+    from dataclasses import replace
+
+    from nnunet_semisam import trainer
+
+    here = protocol(raw_dataset(tmp_path))
+
+    def digests():
+        return {name: digest(here, BUILT_IN[name]) for name in ("supervised", "mean_teacher", "semisam", "faithful")}
+
+    before = digests()
+    for kind in (trainer.nnUNetTrainerSemiSAM, trainer.nnUNetTrainerMeanTeacher):
+        monkeypatch.setattr(kind, "preset", replace(kind.preset, ema_decay=0.9))
+    assert [name for name, other in digests().items() if other != before[name]] == ["mean_teacher", "semisam"]
+
+
 def test_one_ceiling_serves_all_budgets_and_draws_and_equal_time_comes_last(tmp_path):
     dataset = raw_dataset(tmp_path)
     arms = ["supervised_time", "full", "supervised", "semisam"]

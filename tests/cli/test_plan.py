@@ -35,6 +35,9 @@ def test_second_call_edits_and_replace_forgets(plans_file):
     assert write_configuration(plans_file, **where, section={"seed": 1}, replace=True) == {"seed": 1}
 
 
+NEVER_LOOKS = {"backend": "embedded", "backend_args": {"rounds": 0}}
+
+
 @pytest.mark.parametrize(
     "section, word",
     [
@@ -47,6 +50,14 @@ def test_second_call_edits_and_replace_forgets(plans_file):
         ({"method": "no_such_lab.method"}, "none named 'no_such_lab' was found on the Python path"),
         ({"sam": {"backend": "no_such_lab.sam"}}, "none named 'no_such_lab' was found on the Python path"),
         ({"sam": {"backend_args": {"rounds": "many"}}}, "sam.backend_args.rounds is 'many'; it must be an integer"),
+        (
+            {"sam": {"backend_args": {"grow": -1}}},
+            "sam.backend_args.grow is -1; .* at least 0 .configuration x of .*json",
+        ),
+        (
+            {"sam": {"backend": "ensemble", "backend_args": {"members": [NEVER_LOOKS]}}},
+            "rounds is 0",
+        ),
         ({"method_args": {"x": 1}}, "view"),
         ({"terms": {"foo": {"weight": 1}}}, "consistency"),
     ],
@@ -56,6 +67,14 @@ def test_bad_section_is_refused_and_nothing_is_written(plans_file, section, word
     with pytest.raises(ValueError, match=word):
         write_configuration(plans_file, base="3d_fullres", name="x", section=section)
     assert plans_file.read_text() == before
+
+
+def test_a_misspelt_section_beside_it_is_told(plans_file):
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["semi_sam"] = {}
+    plans_file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="'semi_sam', which is not read"):
+        write_configuration(plans_file, base="3d_fullres", name="x", section={})
 
 
 def test_unknown_base_is_told_what_exists(plans_file):

@@ -159,7 +159,8 @@ def test_check_knows_terms_that_never_count(ready, capsys):
         ("nnUNetTrainerMeanTeacher", None),
         ("nnUNetTrainerSemiSAM_5epochs", "terms.consistency.delay is 2000, but the training has 1250 iterations"),
         ("nnUNetTrainer", "none of this package"),
-        ("nnUNetTrainerSemSAM", "nnU-Net finds no such trainer"),
+        ("nnUNetTrainerSemSAM", "nnU-Net finds no such trainer; did you mean nnUNetTrainerSemiSAM"),
+        ("nnUNetTrainerSemiSAM_5epoch", "did you mean nnUNetTrainerSemiSAM_5epochs"),
         ("join", "-tr join: "),
     ],
 )
@@ -169,6 +170,24 @@ def test_check_knows_what_the_trainer_makes_of_a_section(ready, capsys, trainer,
     assert check.main(["-d", "901", "-c", "3d_own", "-tr", trainer]) == (1 if told else 0)
     output = capsys.readouterr()
     assert (told or "no problem") in output.out + output.err and "Searching" not in output.out
+
+
+@pytest.mark.parametrize("key", ["semi_sam", "SemiSAM"])
+def test_check_of_a_section_with_a_misspelt_name(ready, capsys, key):
+    ready.edit_plans("3d_odd", inherits_from="3d_fullres", **{key: {"num_epochs": 3}})
+    assert check.main(["-d", "901"]) == 1
+    assert f"configuration 3d_odd: semisam: a section is named {key!r}, which is not read" in capsys.readouterr().out
+
+
+def test_check_knows_that_a_preset_skips_bad_images(ready, capsys, monkeypatch):
+    from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+    ready.image("bad").write_bytes(b"")
+    preset = nnUNetTrainerSemiSAM.preset.with_section({"skip_bad": True})
+    own = type("nnUNetTrainerOwn", (nnUNetTrainerSemiSAM,), {"preset": preset})
+    monkeypatch.setattr("nnunetv2.utilities.find_objects.recursive_find_trainer_class_by_name", lambda name: own)
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-tr", "nnUNetTrainerOwn"]) == 0
 
 
 def test_check_looks_at_what_a_class_of_the_users_presets(ready, capsys, monkeypatch):
@@ -232,7 +251,7 @@ def test_check_warns_where_nnunet_cannot_split(ready, capsys):
     assert check.main(["-d", "901"]) == 0
     told = capsys.readouterr().out
     assert "3d_fullres: folds 0 to 4 not checked, there is no splits_final.json yet" in told
-    assert "no problem found.\n1 warning(s):\n  - WARNING: " in told and "fails with 4 labeled case(s)" in told
+    assert "no problem found, but 1 warning(s):\n  - WARNING: " in told and "fails with 4 labeled case(s)" in told
     cure = '[{"train": ["a", "b", "c"], "val": ["d"]}]'
     assert f"for instance {cure}, or train fold all" in told
     assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "all"]) == 0

@@ -9,7 +9,9 @@ from torch import nn
 
 from nnunet_semisam.methods import build_method, list_methods
 from nnunet_semisam.ops.losses import LOSSES, soft_dice, soft_mse
+from nnunet_semisam.ops.mix import cutmix
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.ops.window import center_weights
 from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.types import LabeledBatch, PseudoLabel, UnlabeledBatch
 
@@ -117,7 +119,7 @@ def test_the_scale_of_a_pseudo_label_scales_its_term(method, setting):
     assert found[1] == pytest.approx(4 * found[0]) and found[0] > 0
 
 
-@pytest.mark.parametrize(("loss", "own"), [("dice", soft_dice), ({"sam": "dice"}, soft_mse), ({}, soft_mse)], ids=str)
+@pytest.mark.parametrize(("loss", "own"), [("mse", soft_mse), ({"sam": "mse"}, soft_dice), ({}, soft_dice)], ids=str)
 def test_every_term_has_the_loss_that_is_chosen_for_it(setting, loss, own):
     student, teacher, unlabeled, outputs = setting
     method = build_method("mean_teacher", {"view": "nnunet", "loss": loss}, outputs)
@@ -125,7 +127,7 @@ def test_every_term_has_the_loss_that_is_chosen_for_it(setting, loss, own):
     pseudo["sam"] = pseudo["consistency"]
     found = method.terms(student, unlabeled, pseudo)
     prob, label = outputs.prob(student(unlabeled.strong)[0]), pseudo["sam"]
-    expected = {name: f(prob, label.prob, label.confidence) for name, f in (("sam", soft_dice), ("consistency", own))}
+    expected = {name: f(prob, label.prob, label.confidence) for name, f in (("sam", soft_mse), ("consistency", own))}
     if loss == {}:
         expected["sam"] = expected["consistency"]
     assert {name: value.item() for name, value in found.items()} == pytest.approx(
@@ -145,7 +147,7 @@ def test_cutmix_mixes_view_pseudo_label_and_confidence_alike(setting, chance):
         calls.append(view)
         return torch.cat([view, -view, 0.5 * view], 1)
 
-    method = build_method("mean_teacher", {"view": "nnunet", "cutmix": chance}, outputs)
+    method = build_method("mean_teacher", {"view": "nnunet", "loss": "mse", "cutmix": chance}, outputs)
     unlabeled = replace(unlabeled, strong=image)
     label = PseudoLabel.certain(outputs.prob(student(image)))
     assert method.terms(student, unlabeled, {"consistency": label})["consistency"].item() < 1e-12
@@ -202,10 +204,11 @@ def test_with_center_sigma_the_middle_counts_more_than_the_border(setting, loss,
     weight = (window / window.mean()).expand(2, 1, *size)
     args = {"view": "nnunet", "center_sigma": sigma, "loss": {soft_mse: "mse", soft_dice: "dice"}[loss]}
     target = torch.rand(2, HEADS, *size)
-    pseudo = {"consistency": PseudoLabel.certain(target)}
-    found = build_method("mean_teacher", args, outputs).terms(student, unlabeled, pseudo)["consistency"]
+    pseudo = {name: PseudoLabel.certain(target) for name in ("consistency", "sam")}
+    terms = build_method("mean_teacher", {**args, "loss": dict.fromkeys(pseudo, args["loss"])}, outputs).terms
+    found, sam = (terms(student, unlabeled, pseudo)[name] for name in pseudo)
     expected = loss(outputs.prob(student(unlabeled.strong)[0]), target, weight)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert found.item() == sam.item() == pytest.approx(expected.item(), rel=1e-4)
     found.backward()
     assert sum(p.grad.norm() for p in student.parameters() if p.grad is not None) > 1e-8
     label = torch.randint(0, HEADS, (1, 1, *size))
@@ -219,6 +222,24 @@ def test_with_center_sigma_the_middle_counts_more_than_the_border(setting, loss,
     assert found.item() == pytest.approx(
         loss(outputs.prob(student(seen)[0]), truth.expand(2, -1, *size), weight).item(), rel=1e-4
     )
+
+
+def test_the_middle_counts_more_where_patches_are_mixed_too(setting):
+    """The window belongs to the place in the patch that the student sees: it is not mixed."""
+    student, _, unlabeled, outputs = setting
+    size = unlabeled.image.shape[2:]
+    target, confidence = torch.rand(2, HEADS, *size), torch.rand(2, 1, *size)
+    args = {"view": "nnunet", "loss": "mse", "center_sigma": 0.25, "cutmix": 1.0}
+    torch.manual_seed(3)
+    found = build_method("mean_teacher", args, outputs).terms(
+        student, unlabeled, {"consistency": PseudoLabel(target, confidence)}
+    )
+    torch.manual_seed(3)
+    torch.rand(())  # whether to mix
+    mix = cutmix(unlabeled.strong.shape, unlabeled.strong.device)
+    weight = mix(confidence) * center_weights(size, 0.25, confidence.device)
+    expected = soft_mse(outputs.prob(student(mix(unlabeled.strong))[0]), mix(target), weight)
+    assert found["consistency"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_in_a_cascade_only_the_image_is_perturbed(setting):

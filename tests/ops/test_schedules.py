@@ -28,6 +28,7 @@ def test_rise_and_fall_is_a_rampup_of_a_third_and_a_rampdown_of_the_rest(length)
         sigmoid_rampup(5, 10),
     )
     assert sigmoid_rise_and_fall(10, 30) == 1.0
+    assert sigmoid_rise_and_fall(5, 31) == pytest.approx(math.exp(-5 * (1 - 15 / 31) ** 2))  # a third need not be whole
     assert sigmoid_rise_and_fall(15, 30) == pytest.approx(sigmoid_rampdown(5, 20))
     assert sigmoid_rise_and_fall(length, length) == sigmoid_rise_and_fall(length + 5, length) == 0.0
 

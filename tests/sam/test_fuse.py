@@ -44,17 +44,27 @@ def test_a_piece_without_an_answer_is_not_unlearned():
     assert fuse(prob, prob > 0.5, one, OutputSpace(2)).confidence[0, 0].gt(0).tolist() == [True] * 3 + [False] * 3
 
 
-def test_a_class_that_was_not_asked_about_keeps_its_share_of_the_foreground():
+def test_a_class_that_was_not_asked_about_keeps_what_the_teacher_gives_it():
     prob = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.06, 0.04], [1.0, 0.0, 0.0]]).T[None]  # three voxels
     mask, logits = torch.tensor([[1, 0, 0]]).bool(), torch.tensor([[4.0, -4.0, 4.0]])
     index = torch.zeros(1, dtype=torch.int64)
     answers = Answers.judged(Objects(index, index + 1, mask), SamPrediction(logits, torch.ones(1)))
     pseudo = fuse(prob, mask[None].repeat(1, 3, 1) & (prob > 0.4), answers, OutputSpace(3))
     inside = logits[0].sigmoid()
-    share = torch.tensor([0.3 / 0.8, 0.4, 0.0])
-    expected = torch.stack([1 - inside, inside * (1 - share), inside * share])
+    left = torch.tensor([0.3, 0.04, 0.0])
+    expected = torch.stack([(1 - inside) * (1 - left), inside * (1 - left), left])
     assert torch.allclose(pseudo.prob[0], expected, atol=1e-6)
-    assert (pseudo.confidence[0, 0] > 0).all() and pseudo.confidence[0, 0, 0] < 0.71 * pseudo.confidence[0, 0, 2]
+    assert torch.allclose(pseudo.confidence[0, 0], answers.weight * (1 - left))
+
+
+def test_sam_does_not_vote_for_a_class_that_nobody_asked_about():
+    """Where the teacher sees background, however its little foreground is shared out."""
+    prob = torch.tensor([[0.9, 0.001, 0.099], [0.1, 0.9, 0.0]]).T[None]
+    mask, logits = torch.tensor([[0, 1]]).bool(), torch.tensor([[4.0, 4.0]])
+    index = torch.zeros(1, dtype=torch.int64)
+    answers = Answers.judged(Objects(index, index + 1, mask), SamPrediction(logits, torch.ones(1)))
+    pseudo = fuse(prob, prob > 0.5, answers, OutputSpace(3))
+    assert pseudo.prob[0, :, 0].argmax() == 1 and pseudo.prob[0, 2, 0].item() == pytest.approx(0.099)
 
 
 def test_a_piece_that_another_answer_claims_is_heard():

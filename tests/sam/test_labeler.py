@@ -137,9 +137,7 @@ def test_answers_that_lost_the_prompt_are_dropped(kit):
     label.backend.decode = lost
     pseudo = label(scene.image, scene.prob, 0)
     assert label.stats["dropped"] == 2 and label.stats["items"] == 4
-    foreground = scene.prob[:, 1:].sum(1)
-    kept = (1 - pseudo.prob[:, 0]) * scene.prob[:, 2] / foreground.clamp(min=1e-12)  # the teacher's share, SAM's extent
-    assert torch.allclose(pseudo.prob[:, 2], kept, atol=1e-5)
+    assert torch.allclose(pseudo.prob[:, 2], scene.prob[:, 2])  # as the teacher sees it
     assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 2].max() == 0
     assert pseudo.confidence[:, 0][scene.prob.argmax(1) == 1].mean() > 0.1
 

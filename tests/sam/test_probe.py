@@ -110,6 +110,26 @@ def test_a_generalist_that_knows_the_truth_gets_1(head):
     assert asked.trial.quality == pytest.approx(0.5) and asked.trial.objects == 1
 
 
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_oracle_gets_1_among_many_classes_even_if_it_is_barely_sure(count):
+    """What other classes keep of the teacher's probability is not held against it."""
+
+    class BarelySure(Oracle):
+        def decode(self, embedding, prompts):
+            found = super().decode(embedding, prompts)
+            return replace(found, mask_logits=found.mask_logits * 0.05)
+
+    truth = torch.zeros(count + 1, 12, 12, 12 * count, dtype=torch.bool)
+    for head in range(1, count + 1):
+        truth[head, 2:10, 2:10, 12 * head - 11 : 12 * head - 1] = True
+    truth[0] = ~truth.any(0)
+    label = (truth * torch.arange(count + 1)[:, None, None, None]).sum(0)
+    case = LabeledCase("row", label[None].float(), truth, torch.ones_like(truth[0]))
+    outputs = OutputSpace(count + 1)
+    prob = corrupted_prob(case, count, outputs, wanted=0.7, number=0)
+    assert ask(BarelySure(), prob, count, case=case, outputs=outputs).trial.answer == 1
+
+
 def test_an_empty_answer_gets_0_and_is_not_taken_for_the_prompt():
     asked = ask(Oracle(wrong=(1,)), truth_prob(balls(), 1, LABELS), 1, min_agreement=0.9)
     assert asked.trial.answer == 0 and asked.trial.prompt == 1 and not asked.answer.any()
