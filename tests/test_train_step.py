@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import toy_trainer
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -263,3 +264,16 @@ def test_a_length_in_the_section_that_is_not_that_of_the_trainers_name_is_told(t
     lines.clear()
     build(nnUNetTrainerSemiSAM, short(num_epochs=2)).on_train_start()
     assert not [line for line in lines if "is a training of" in line]
+
+
+def test_a_section_with_a_misspelt_name_stops_the_training(toy, monkeypatch):
+    plans = toy_trainer.plans
+
+    def misspelt(patch_size):
+        made = plans(patch_size)
+        made["configurations"]["toy"]["semi_sam"] = {"num_epochs": 3}
+        return made
+
+    monkeypatch.setattr(toy_trainer, "plans", misspelt)
+    with pytest.raises(ValueError, match="'semi_sam', which is not read; .*configuration toy of nnUNetPlans.json"):
+        build(nnUNetTrainerSemiSAM, short())

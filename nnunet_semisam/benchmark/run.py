@@ -36,6 +36,8 @@ def list_runs(steps: Steps, protocol: Protocol, workers: int) -> str:
     unfinished = {run.name: 0.0 for run in steps.runs if not steps.done(run)}
     total = describe(estimator.left(unfinished, workers))
     lines.append(f"{len(unfinished)} of {len(steps.runs)} runs to do, {workers} at a time: {total}")
+    cases = sorted({len(run.cases) for run in steps.runs})
+    lines.append(f"Evaluated on {' or '.join(map(str, cases))} case(s) per draw.")
     lines.append(f"Length: {protocol.epochs} epochs of {protocol.iterations} iterations (arms of equal time: more).")
     if any(seconds is None for seconds in each.values()):
         lines.append("--measure times a few iterations of every arm first, to tell the time.")

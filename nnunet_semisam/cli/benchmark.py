@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 NUMBERS = {"budgets": "numbers of labeled cases", "seeds": "of training"}
+ARMS = "built in, or of the protocol file (default: supervised supervised_time full mean_teacher semisam)"
 FLAGS = {
     "epochs": "of every arm",
     "iterations": "per epoch",
     "val_iterations": "of nnU-Net's own validation, per epoch",
-    "val_cases": "that every draw sets aside for evaluation, without a splits file",
+    "val_cases": "that every draw sets aside for evaluation, without a splits file (default: a fifth)",
     "max_cases": "evaluated at most",
 }
 
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--draws", nargs="+", metavar="NAME", help="draws in the splits file, or any names to seed draws"
     )
-    group.add_argument("--arms", nargs="+", metavar="NAME", help="of built-in arms, and of those in the protocol file")
+    group.add_argument("--arms", nargs="+", metavar="NAME", help=ARMS)
     group.add_argument("--arm", action="append", default=[], metavar="NAME=JSON", help="an arm and its semisam section")
     group.add_argument("--baseline", metavar="ARM", help="compared with all others (default: supervised)")
     group.add_argument("--configuration", metavar="NAME", help="default: 3d_fullres")

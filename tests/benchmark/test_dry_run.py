@@ -34,6 +34,7 @@ def test_it_lists_states_and_writes_nothing(tmp_path):
     text = list_runs(steps, used, 2)
     assert text.count("to do  ") == 4 and "4 of 4 runs to do, 2 at a time: unknown time" in text
     assert f"Length: {used.epochs} epochs of {used.iterations} iterations" in text and "--measure" in text
+    assert f"Evaluated on {len(steps.runs[0].cases)} case(s) per draw." in text
     assert not (tmp_path / "work").exists()
 
 

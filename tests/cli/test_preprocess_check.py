@@ -52,7 +52,10 @@ def test_preprocess_by_number_and_by_name(ready, capsys):
 def test_preprocess_tells_what_is_wrong_and_returns_1(ready, capsys):
     ready.image("bad").write_bytes(b"")
     assert preprocess.main(["-d", "901", "-c", "3d_fullres", "-np", "1"]) == 1
-    assert "bad_0000" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "bad_0000" in told and "1 of 2 unlabeled cases could not be" in told
+    assert preprocess.main(["-d", "901", "-c", "3d_fullres", "-np", "1"]) == 1
+    assert "1 of 2 unlabeled cases could not be" in capsys.readouterr().err  # the good one is done
     assert preprocess.main(["-d", "901", "-p", "other"]) == 1
     assert "nnUNetv2_plan_and_preprocess" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -240,6 +243,9 @@ def test_check_of_an_unknown_data_set_or_an_unpreprocessed_configuration(ready, 
     assert "902" in capsys.readouterr().err
     assert check.main(["-d", "901", "-c", "2d"]) == 1
     assert "no preprocessed case" in capsys.readouterr().out
+    (ready.preprocessed / "nnUNetPlans_3d_fullres_unlabeled.json").write_text("{}")  # what was preprocessed: no plans
+    assert check.main(["-d", "901", "-p", "other"]) == 1
+    assert "(found: nnUNetPlans)" in capsys.readouterr().err
 
 
 def without_splits(ready):
