@@ -13,7 +13,7 @@ from typing import Any
 from nnunet_semisam.benchmark.dataset import RawDataset
 from nnunet_semisam.benchmark.draws import Fold
 from nnunet_semisam.benchmark.launch import Launcher, Slot, locked
-from nnunet_semisam.benchmark.network import smaller
+from nnunet_semisam.benchmark.network import planning_words, smaller
 from nnunet_semisam.benchmark.runs import Run, write_json
 
 PLANS = "nnUNetPlans"
@@ -26,10 +26,17 @@ class Home:
     Args:
         folder: where they go.
         fingerprint_of: the cases that plans and fingerprint are made from; None = all.
+        planning: more words for `nnUNetv2_plan_experiment`.
     """
 
-    def __init__(self, folder: Path, dataset: RawDataset, fingerprint_of: tuple[str, ...] | None = None) -> None:
-        self.folder, self.dataset, self.fingerprint_of = folder, dataset, fingerprint_of
+    def __init__(
+        self,
+        folder: Path,
+        dataset: RawDataset,
+        fingerprint_of: tuple[str, ...] | None = None,
+        planning: tuple[str, ...] = (),
+    ) -> None:
+        self.folder, self.dataset, self.fingerprint_of, self.planning = folder, dataset, fingerprint_of, planning
         self.raw, self.preprocessed, self.results = (folder / name for name in ("raw", "preprocessed", "results"))
         self.data = self.preprocessed / dataset.name
         self._lock = threading.Lock()
@@ -74,7 +81,7 @@ class Home:
         if not done:
             self._link(self.fingerprint_of)
             command("nnUNetv2_extract_fingerprint", "-d", number, "-np", processes, "--clean")
-            command("nnUNetv2_plan_experiment", "-d", number)
+            command("nnUNetv2_plan_experiment", "-d", number, *self.planning)
         self._link(None)
         command("nnUNetv2_preprocess", "-d", number, "-c", configuration, "-np", processes)
         write_json(self.data / MARKER, [*done, configuration])
@@ -150,10 +157,13 @@ class Home:
 
 
 def home_of(run: Run, work: Path) -> Home:
-    """The home of a run: one per data set, or per labeled set where only labeled cases may shape the plans."""
-    if run.protocol.fingerprint_from == "all":
-        return Home(work / "nnunet" / "all", run.dataset)
-    return Home(work / "nnunet" / f"labeled_{run.fold.labels}_{run.fold.draw}", run.dataset, run.fold.labeled)
+    """The home of a run: one per data set and spacing, or per labeled set where only labeled cases shape the plans."""
+    network, cases, name = run.protocol.network or {}, None, "all"
+    if run.protocol.fingerprint_from == "labeled":
+        cases, name = run.fold.labeled, f"labeled_{run.fold.labels}_{run.fold.draw}"
+    if spacing := network.get("spacing"):
+        name += "_" + "x".join(f"{float(size):g}" for size in spacing)
+    return Home(work / "nnunet" / name, run.dataset, cases, planning_words(network))
 
 
 def _resolved(configurations: dict[str, Any], name: str) -> dict[str, Any]:

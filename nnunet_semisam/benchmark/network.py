@@ -15,7 +15,7 @@ def smaller(planned: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
 
     Args:
         planned: configuration from nnU-Net's plans, with nothing inherited.
-        wanted: any of `patch_size`, `features` (channels per stage) and `batch_size`.
+        wanted: any of `patch_size`, `features` (channels per stage) and `batch_size`; `spacing` was planned with.
 
     Raises:
         ValueError: more stages than planned, fewer than three, or a patch that the strides do not divide.
@@ -51,3 +51,9 @@ def _check_patch(configuration: Mapping[str, Any]) -> None:
     divisor = np.prod([np.broadcast_to(stride, axes) for stride in strides], axis=0)
     if any(size % step for size, step in zip(patch, divisor.tolist(), strict=True)):
         raise ValueError(f"patch size {patch}: must be divisible by {divisor.tolist()}; change network.patch_size")
+
+
+def planning_words(wanted: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `nnUNetv2_plan_experiment` has to be told: `spacing`, which decides the preprocessed images."""
+    spacing = wanted.get("spacing")
+    return ("-overwrite_target_spacing", *map(str, map(float, spacing))) if spacing else ()

@@ -58,7 +58,7 @@ KEYS = {
     "epochs": "of every training",
     "iterations": "per epoch",
     "val_iterations": "per epoch; nothing that is reported depends on them",
-    "network": "null = as planned, or patch_size, features and batch_size of a smaller one",
+    "network": "null = as planned, or patch_size, features, batch_size and spacing (mm) of a smaller one",
     "fingerprint_from": '"all" cases, or only the "labeled" ones of each draw (plans once per draw)',
     "val_cases": "evaluation cases where there is no splits file (null = a fifth)",
     "max_cases": "evaluate at most so many (null = all)",
@@ -141,14 +141,25 @@ def _check_words(values: Mapping[str, Any]) -> None:
     for key in ("configuration", "baseline", "splits"):
         if not isinstance(value := values.get(key, ""), (str, type(None) if key == "splits" else str)):
             raise ValueError(f"protocol: {key} is {value!r}; it must be a string")
-    network, known = values.get("network"), ("patch_size", "features", "batch_size")
+    _check_network(values)
+
+
+def _check_network(values: Mapping[str, Any]) -> None:
+    network, known = values.get("network"), ("patch_size", "features", "batch_size", "spacing")
     if network is not None and (not isinstance(network, dict) or set(network) - set(known)):
         raise ValueError(f"protocol: network is {network!r}; it must be null or a dictionary of {', '.join(known)}")
     for key, value in (network or {}).items():
         numbers = [value] if key == "batch_size" else value
-        if not isinstance(numbers, list) or not all(type(number) is int and number > 0 for number in numbers):
-            raise ValueError(f"protocol: network.{key} is {value!r}; it must be made of positive integers")
-    axes = {"2d": 2, "3d": 3}.get(values.get("configuration", "3d_fullres")[:2])
+        types, wanted = ((int, float), "numbers") if key == "spacing" else ((int,), "integers")
+        if not isinstance(numbers, list) or not all(type(n) in types and 0 < n < float("inf") for n in numbers):
+            raise ValueError(f"protocol: network.{key} is {value!r}; it must be made of positive {wanted}")
+    configuration, spacing = values.get("configuration", "3d_fullres"), (network or {}).get("spacing", [1] * 3)
+    if len(spacing) != 3 or ("spacing" in (network or {}) and configuration != "3d_fullres"):
+        raise ValueError(
+            f"protocol: network.spacing is {spacing} and the configuration {configuration}; nnU-Net plans with other "
+            "spacings for 3d_fullres only, and wants three numbers"
+        )
+    axes = {"2d": 2, "3d": 3}.get(configuration[:2])
     if axes and len(patch := (network or {}).get("patch_size", [1] * axes)) != axes:
         raise ValueError(f"protocol: network.patch_size is {patch}; this configuration has {axes} axes")
     if len(features := (network or {}).get("features", [1] * 3)) < 3:

@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--features", nargs="+", type=int, metavar="N", help="channels per stage, for all arms")
     group.add_argument("--batch-size", type=int, metavar="N", help="for all arms")
     group.add_argument(
+        "--spacing", nargs=3, type=float, metavar="MM", help="of the resampled images, z y x, for all arms"
+    )
+    group.add_argument(
         "--fingerprint-from", choices=("all", "labeled"), help="cases that shape the plans (default: all)"
     )
     group.add_argument("--mirroring", action="store_true", default=None, help="predict with mirroring")
@@ -71,7 +74,7 @@ def protocol_values(args: argparse.Namespace) -> dict[str, Any]:
     file = args.protocol or (remembered if remembered.is_file() else None)
     values = {} if file is None else read_protocol_file(file)
     values |= {key: getattr(args, key) for key in KEYS if getattr(args, key, None) is not None}
-    network = {key: getattr(args, key) for key in ("patch_size", "features", "batch_size")}
+    network = {key: getattr(args, key) for key in ("patch_size", "features", "batch_size", "spacing")}
     if network := {key: value for key, value in network.items() if value is not None}:
         values["network"] = {**(values.get("network") or {}), **network}
     arms = [] if file is None else read_protocol_file(file).get("arms", [])

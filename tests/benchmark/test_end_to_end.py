@@ -22,7 +22,7 @@ PROTOCOL = {
     "epochs": 1,
     "iterations": 1,
     "val_iterations": 1,
-    "network": {"patch_size": [16, 16, 16], "features": [4, 4, 8], "batch_size": 2},
+    "network": {"patch_size": [16, 16, 16], "features": [4, 4, 8], "batch_size": 2, "spacing": [2.0, 1.5, 1.25]},
     "arms": ["supervised", {"name": "mine", "section": {"method": "fixmatch", "sam": None}}],
 }
 
@@ -66,6 +66,8 @@ def test_from_raw_images_to_the_page(tmp_path, capsys, monkeypatch):
     page = (work / "results.html").read_text()
     assert "mine (teacher)" in page and "data:image/png" in page and "NOT COMPLETE" not in page
 
+    plans = json.loads(next(work.rglob("nnUNetPlans.json")).read_text())
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [2.0, 1.5, 1.25]  # the images have 2, 1, 1
     hidden = next(work.rglob("splits_final.json"))
     (fold,) = json.loads(hidden.read_text())
     assert len(fold["train"]) == len(fold["unlabeled"]) == 2 and fold["val"] == fold["train"][:1]

@@ -259,3 +259,15 @@ def test_a_smaller_network_is_the_same_for_all_arms(bench):
     written = [plans["configurations"][run.configuration] for run in steps.runs]
     assert all((entry["patch_size"], entry["batch_size"]) == ([12, 12, 12], 3) for entry in written)
     assert written[0]["semisam"]["terms"]["sam"] == {"weight": 0} and "terms" not in written[1]["semisam"]
+
+
+def test_another_spacing_is_planned_beside_the_first(bench, monkeypatch):
+    for network, home in ((None, "all"), ({"spacing": [2, 2.5, 3]}, "all_2x2.5x3")):
+        bench.stub.commands.clear()
+        steps = bench.steps(network=network)
+        assert steps.home(steps.runs[0]).folder == bench.work / "nnunet" / home
+        monkeypatch.setattr(bench.stub, "die_at", "preprocess")
+        with pytest.raises(CommandFailed):
+            bring(steps, "supervised")
+        (plan,) = [command for command in bench.stub.commands if command[0] == "nnUNetv2_plan_experiment"]
+        assert plan[3:] == (() if network is None else ("-overwrite_target_spacing", "2.0", "2.5", "3.0"))
