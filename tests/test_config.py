@@ -158,7 +158,7 @@ def test_strangers_are_told_what_exists():
         (
             "mean_teacher",
             {"perturbation": {"noise": 0.1}},
-            ["perturbation 'noise'", "noise_std, contrast, brightness, cutout"],
+            ["perturbation 'noise'", "noise_std, contrast, brightness, cutout, remap"],
         ),
         ("mean_teacher", {"perturbation": {"noise_std": -0.1}}, ["perturbation.noise_std is -0.1", "at least 0"]),
         ("mean_teacher", {"perturbation": {"contrast": "much"}}, ["perturbation.contrast is 'much'", "number"]),

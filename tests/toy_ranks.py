@@ -41,7 +41,7 @@ def train(rank, root, more):
     seen, losses, step = [], [], trainer.train_step
     trainer.train_step = lambda batch: losses.append(step(batch)["loss"].item()) or {"loss": losses[-1]}
     draw = trainer.method.student_view
-    trainer.method.student_view = lambda batch: seen.append(batch.image.clone()) or draw(batch)
+    trainer.method.student_view = lambda batch, *more: seen.append(batch.image.clone()) or draw(batch, *more)
     asked, record = [], trainer.record
     trainer.record = lambda *args: asked.append(args[-1]) or record(*args)
     trainer.run_training()

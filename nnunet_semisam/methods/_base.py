@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnunet_semisam.ops.losses import LOSSES
-from nnunet_semisam.ops.mix import cutmix, random_boxes
+from nnunet_semisam.ops.mix import Mix, cutmix, random_boxes
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.perturb import Perturbation
 from nnunet_semisam.ops.window import center_weights
@@ -40,7 +41,7 @@ class SemiMethod(abc.ABC):
         perturbation: fields of `Perturbation`, for the view "device".
         loss: "mse" or "dice" (see `nnunet_semisam.ops.losses`), or a dictionary from names of terms to these; terms
             that are not in it have "dice".
-        cutmix: probability that the patches of a batch are mixed with each other before the student sees them, and
+        cutmix: probability that the patches of a batch are mixed with each other before they are perturbed, and
             their pseudo-labels alike (see `nnunet_semisam.ops.mix`).
         paste: probability that a box of each of these patches is replaced by one of a labeled patch, whose labels are
             then the target there: one direction of bidirectional copy-paste (Bai et al., CVPR 2023, arXiv 2305.00673).
@@ -73,12 +74,18 @@ class SemiMethod(abc.ABC):
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         """What is believed about the unlabeled patches, by name of the loss term. Called without gradient."""
 
-    def student_view(self, unlabeled: UnlabeledBatch) -> Float[Tensor, "U C *S"]:
+    def student_view(self, unlabeled: UnlabeledBatch, mix: Mix = lambda image: image) -> Float[Tensor, "U C *S"]:
         """The image that the student gets to see; in a cascade with the previous stage's labels as nnU-Net's
-        augmentation leaves them."""
+        augmentation leaves them.
+
+        Args:
+            mix: puts other patches in its place, or parts of them, before it is perturbed.
+        """
         if self.view == "nnunet":
-            return unlabeled.strong
-        return torch.cat([self._perturb(unlabeled.picture), unlabeled.roughened], 1)
+            return mix(unlabeled.strong)
+        channels = unlabeled.picture.shape[1]
+        image = mix(torch.cat([unlabeled.picture, unlabeled.roughened], 1))
+        return torch.cat([self._perturb(image[:, :channels]), image[:, channels:]], 1)
 
     def terms(
         self,
@@ -92,30 +99,38 @@ class SemiMethod(abc.ABC):
         Args:
             labeled: the labeled patches of the same iteration, for `paste`; None: nothing is pasted.
         """
-        view = self.student_view(unlabeled)
         targets = {name: (p.prob, p.confidence * p.scale) for name, p in pseudo.items()}
-        if self.cutmix and torch.rand(()).item() < self.cutmix:
-            mix = cutmix(view.shape, view.device)
-            view = mix(view)
-            targets = {name: (mix(prob), mix(weight)) for name, (prob, weight) in targets.items()}
-        if self.paste and labeled is not None and torch.rand(()).item() < self.paste:
-            view, targets = self._pasted(view, targets, labeled)
+        view, targets = self._mixed(unlabeled, targets, labeled)
         if self.center_sigma is not None:
             window = center_weights(view.shape[2:], self.center_sigma, view.device)
             targets = {name: (prob, weight * window) for name, (prob, weight) in targets.items()}
         prob = self.outputs.prob(full_resolution(student(view)))
         return {name: self._loss(name)(prob, *target) for name, target in targets.items()}
 
-    def _pasted(self, view: Tensor, targets: Targets, labeled: LabeledBatch) -> tuple[Tensor, Targets]:
+    def _mixed(
+        self, unlabeled: UnlabeledBatch, targets: Targets, labeled: LabeledBatch | None
+    ) -> tuple[Tensor, Targets]:
+        """View and targets, mixed with each other and with labeled patches where chance wants it."""
+        mixes: list[Mix] = []
+        if self.cutmix and torch.rand(()).item() < self.cutmix:
+            mix = cutmix(unlabeled.image.shape, unlabeled.image.device)
+            mixes.append(mix)
+            targets = {name: (mix(prob), mix(weight)) for name, (prob, weight) in targets.items()}
+        if self.paste and labeled is not None and torch.rand(()).item() < self.paste:
+            mix, targets = self._pasted(unlabeled.image, targets, labeled)
+            mixes.append(mix)
+        return self.student_view(unlabeled, lambda image: reduce(lambda now, mix: mix(now), mixes, image)), targets
+
+    def _pasted(self, image: Tensor, targets: Targets, labeled: LabeledBatch) -> tuple[Mix, Targets]:
         """A box of each patch replaced by that of a labeled one; where the label is to be ignored nothing is asked."""
-        inside = random_boxes(view.shape, view.device)
-        donors = torch.arange(len(view), device=view.device) % len(labeled.image)
+        inside = random_boxes(image.shape, image.device)
+        donors = torch.arange(len(image), device=image.device) % len(labeled.image)
         truth, valid = (part[donors] for part in self.outputs.truth(full_resolution(labeled.target)))
         pasted = {
             name: (torch.where(inside, truth, prob), torch.where(inside, valid, weight))
             for name, (prob, weight) in targets.items()
         }
-        return torch.where(inside, labeled.image[donors], view), pasted
+        return lambda view: torch.where(inside, labeled.image[donors], view), pasted
 
     def _loss(self, term: str) -> Callable[..., Tensor]:
         return LOSSES[self.loss if isinstance(self.loss, str) else self.loss.get(term, LOSS)]
@@ -146,5 +161,5 @@ def build_perturbation(args: Any) -> Perturbation:
     for key, value in args.items():
         if key not in known:
             raise ValueError(f"semisam: unknown method_args.perturbation {key!r}; known are {', '.join(known)}")
-        require_number(f"method_args.perturbation.{key}", value, 0, 1 if key == "cutout" else math.inf)
+        require_number(f"method_args.perturbation.{key}", value, 0, 1 if key in ("cutout", "remap") else math.inf)
     return Perturbation(**args)

@@ -193,6 +193,29 @@ def test_paste_puts_labeled_voxels_with_their_label_into_the_view(setting, chanc
     assert sum(p.grad.norm() for p in student.parameters() if p.grad is not None) > 1e-8
 
 
+@pytest.mark.parametrize("view", ["device", "nnunet"])
+def test_what_is_pasted_is_perturbed_with_the_patch_around_it(setting, view):
+    """Else the student would know by its contrast what came from a labeled patch."""
+    _, _, unlabeled, outputs = setting
+    size, views = unlabeled.image.shape[2:], []
+    labeled = LabeledBatch(torch.full((1, 1, *size), 7.0), [torch.zeros(1, 1, *size).long()] * 2, ("l",))
+    if outputs.has_regions:
+        labeled = replace(labeled, target=[torch.zeros(1, HEADS + 1, *size)] * 2)
+    method = build_method("mean_teacher", {"view": view, "paste": 1.0}, outputs)
+    method._perturb = lambda image: -image
+    label = PseudoLabel.certain(torch.rand(2, HEADS, *size))
+
+    def student(image):
+        views.append(image)
+        return [torch.zeros(2, HEADS, *size)]
+
+    method.terms(student, unlabeled, {"consistency": label}, labeled)
+    sign, around = (-1, unlabeled.image) if view == "device" else (1, unlabeled.strong)
+    pasted = views[0] == 7 * sign
+    assert 0.3 < pasted.float().mean() < 0.7
+    assert torch.equal(views[0], sign * torch.where(pasted, 7.0, around))
+
+
 @pytest.mark.parametrize("loss", [soft_mse, soft_dice])
 @pytest.mark.parametrize("sigma", [0.25, 0.05])
 def test_with_center_sigma_the_middle_counts_more_than_the_border(setting, loss, sigma):
