@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -64,6 +64,7 @@ class SemiMethod(abc.ABC):
         if self.view not in VIEWS:
             raise ValueError(f"semisam: method_args.view is {self.view!r}; known are {', '.join(VIEWS)}")
         self._perturb = build_perturbation(self.perturbation)
+        self.perturbation = asdict(self._perturb)  # with its defaults
         self._check_losses()
         require_number("method_args.cutmix", self.cutmix, 0, 1)
         require_number("method_args.paste", self.paste, 0, 1)

@@ -127,6 +127,14 @@ def test_other_defaults_have_other_folders_but_for_stock_training(tmp_path, monk
     assert [name for name, other in digests().items() if other != before[name]] == ["mean_teacher", "semisam"]
 
 
+def test_a_default_that_is_spelled_out_changes_nothing(tmp_path):
+    here, names = protocol(raw_dataset(tmp_path)), set()
+    for perturbation in ({}, {"cutout": 0.25}, {"cutout": 0.3}):
+        (arm,) = parse_arms([{"name": "x", "section": {"method_args": {"perturbation": perturbation}}}])
+        names.add(digest(here, arm))
+    assert len(names) == 2
+
+
 def test_one_ceiling_serves_all_budgets_and_draws_and_equal_time_comes_last(tmp_path):
     dataset = raw_dataset(tmp_path)
     arms = ["supervised_time", "full", "supervised", "semisam"]
