@@ -62,6 +62,9 @@ def test_published_loss_weights_and_ramps(toy, monkeypatch):  # noqa: F811
     assert trainer.method.loss == "mse"
     assert config.weights(0, 6000)["sam"] == 0.05 and config.weights(6000, 6000)["consistency"] == 0.05
     assert round(config.weights(1500, 6000)["sam"], 4) == 0.0366  # exp(-5 / 16) / 20
+    assert round(config.weights(4500, 6000)["consistency"], 4) == 0.0366
+    image = torch.randn(3, 1, 8, 8, 8)
+    assert (trainer.method._perturb(image) - image).abs().max() <= 0.2 + 1e-5  # noise of 0.1, clipped, and no more
 
 
 def test_both_terms_move_the_student(toy, monkeypatch):  # noqa: F811

@@ -101,7 +101,7 @@ def test_teacher_sees_the_weak_view_and_the_student_another(method, setting):
 
 def test_agreement_costs_nothing(setting):
     student, _, unlabeled, outputs = setting
-    still = {"noise_std": 0.0, "contrast": 0.0, "brightness": 0.0, "cutout": 0.0}
+    still = {"noise_std": 0.0, "contrast": 0.0, "brightness": 0.0, "cutout": 0.0, "remap": 0.0}
     method = build_method("mean_teacher", {"perturbation": still}, outputs)
     twin = EmaTeacher(student, outputs, decay=0.9)
     value = method.terms(student, unlabeled, method.pseudo_labels(twin, unlabeled))["consistency"]

@@ -3,7 +3,7 @@ import torch
 
 from nnunet_semisam.ops.perturb import Perturbation, remapped
 
-IDENTITY = {"noise_std": 0.0, "contrast": 0.0, "brightness": 0.0, "cutout": 0.0}
+IDENTITY = {"noise_std": 0.0, "contrast": 0.0, "brightness": 0.0, "cutout": 0.0, "remap": 0.0}
 
 
 @pytest.fixture(params=[(2, 2, 12, 14), (2, 1, 8, 10, 12)])
