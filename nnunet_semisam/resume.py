@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_semisam.checkpoint import KEY, random_state
 from nnunet_semisam.config import SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import find_method
+from nnunet_semisam.methods._base import build_perturbation
 
 if TYPE_CHECKING:
     from nnunet_semisam.trainer import SemiSAM
@@ -35,7 +36,7 @@ def state_of(trainer: SemiSAM) -> dict[str, Any]:
         "trainer_name": type(trainer).__name__,
         "iteration": trainer.iteration,
         "teacher": None if trainer.teacher is None else trainer.teacher.state_dict(),
-        "configuration": trainer.semisam.as_dict(),
+        "configuration": _complete(trainer.semisam.as_dict()),
         "trust": trainer.trust,
         "curves": trainer.curves.state_dict(),
         "guard": trainer.guard.state_dict(),
@@ -66,8 +67,8 @@ def compare(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> list[str]:
         ValueError: another architecture, into which the weights do not fit.
     """
     plans = _plan_changes(trainer, checkpoint["init_args"])
-    was = checkpoint[KEY]["configuration"] if KEY in checkpoint else trainer.semisam.as_dict()
-    section = changes(_complete(was), _complete(trainer.semisam.as_dict()))
+    now = _complete(trainer.semisam.as_dict())
+    section = changes(_as_written(checkpoint[KEY]["configuration"]), now) if KEY in checkpoint else []
     for what, changed in (("plans", plans), ("semisam configuration", section)):
         if changed:
             trainer.print_to_log_file(f"WARNING: {what} changed since the checkpoint was written: {'; '.join(changed)}")
@@ -109,6 +110,13 @@ def _is_harmless(change: str) -> bool:
     return change.split(" ")[0] in HARMLESS
 
 
+def _as_written(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section meant to the version that wrote it: there was no `remap` once, and nothing was spelled out."""
+    arguments = section["method_args"]
+    perturbation = {"remap": 0.0} | dict(arguments.get("perturbation", {}))
+    return _complete(dict(section) | {"method_args": {**arguments, "perturbation": perturbation}})
+
+
 def _complete(section: Mapping[str, Any]) -> dict[str, Any]:
     """With the defaults of what it does not set: keys that older versions did not know, and arguments of the method."""
     defaults, section = SemiSAMConfig().as_dict(), dict(section)
@@ -118,7 +126,9 @@ def _complete(section: Mapping[str, Any]) -> dict[str, Any]:
     section["terms"] = {name: asdict(TermConfig(**term)) for name, term in section["terms"].items()}
     own = [f for f in fields(find_method(section["method"])) if f.name != "outputs"]
     made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in own}
-    return defaults | section | {"method_args": made | section["method_args"]}
+    arguments = made | section["method_args"]
+    arguments["perturbation"] = asdict(build_perturbation(arguments["perturbation"]))
+    return defaults | section | {"method_args": arguments}
 
 
 def _plan_changes(trainer: SemiSAM, init_args: Mapping[str, Any]) -> list[str]:

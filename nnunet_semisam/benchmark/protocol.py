@@ -91,6 +91,8 @@ def read_protocol(values: Mapping[str, Any]) -> Protocol:
     for key in ("datasets", "draws", "seeds", "budgets"):
         if len(set(values[key])) < len(values[key]):
             raise ValueError(f"protocol: {key} is {list(values[key])}; something is in it twice")
+    if "spacing" in (values.get("network") or {}):
+        values["network"] = {**values["network"], "spacing": [float(size) for size in values["network"]["spacing"]]}
     values["arms"] = parse_arms(list(values.get("arms", DEFAULT_ARMS)))
     protocol = Protocol(**values)
     baseline = [arm for arm in protocol.arms if arm.name == protocol.baseline]

@@ -59,7 +59,8 @@ def remapped(image: Float[Tensor, "U C *S"]) -> Float[Tensor, "U C *S"]:
     """Each channel of each patch through a small convolutional network of random weights, mixed with itself.
 
     A random curve of the intensities that need not be monotone, with some blur or sharpening: an organ keeps its shape
-    and gets another contrast. The share of the original is drawn from 0..1; mean and standard deviation stay.
+    and gets another contrast. The share of the original is drawn from 0..1; mean and standard deviation
+    of the whole patch stay (not those of the foreground, where the background is 0 and put back to 0 later).
 
     Source: global intensity non-linear augmentation (GIN; Ouyang et al., IEEE TMI 2023, arXiv 2111.12525, section
     III-B), there with the Frobenius norm in place of mean and standard deviation.

@@ -135,6 +135,12 @@ def test_a_default_that_is_spelled_out_changes_nothing(tmp_path):
     assert len(names) == 2
 
 
+def test_whole_millimetres_are_the_same_spacing(tmp_path):
+    dataset, (arm, *_) = raw_dataset(tmp_path), parse_arms(["semisam"])
+    spacings = ([2, 2, 2], [2.0, 2.0, 2.0], [2.0, 2.0, 2.5])
+    assert len({digest(protocol(dataset, network={"spacing": spacing}), arm) for spacing in spacings}) == 2
+
+
 def test_one_ceiling_serves_all_budgets_and_draws_and_equal_time_comes_last(tmp_path):
     dataset = raw_dataset(tmp_path)
     arms = ["supervised_time", "full", "supervised", "semisam"]
