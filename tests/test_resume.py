@@ -89,21 +89,21 @@ def test_keys_that_an_older_version_did_not_write_had_their_defaults(file, monke
 
 
 def test_a_run_from_before_remap_goes_on_without_it_only(file, monkeypatch):
-    """Its checkpoint says what the section said, not what it meant; today's section means something else."""
+    """Its checkpoint says what the section said, not all that it meant."""
     checkpoint = torch.load(file, weights_only=False)
-    assert checkpoint[KEY]["configuration"]["method_args"]["perturbation"]["remap"] == 1.0  # written today
+    assert checkpoint[KEY]["configuration"]["method_args"]["perturbation"]["cutout"] == 0.25  # written today
     checkpoint[KEY]["configuration"]["method_args"] = {}
     torch.save(checkpoint, file)
-    built, _ = resumed(file, monkeypatch)
-    with pytest.raises(ValueError, match="perturbation.remap was 0.0, is 1.0"):
+    built, _ = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 1}})
+    with pytest.raises(ValueError, match="perturbation.remap was 0.0, is 1"):
         built.on_train_start()
-    built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 0}})
+    built, lines = resumed(file, monkeypatch)
     built.on_train_start()
     assert lines == []
 
 
 def test_a_default_that_is_spelled_out_is_no_change(file, monkeypatch):
-    built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 1.0, "cutout": 0.25}})
+    built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 0.0, "cutout": 0.25}})
     built.on_train_start()
     assert lines == []
 
