@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -75,17 +74,19 @@ class SemiMethod(abc.ABC):
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         """What is believed about the unlabeled patches, by name of the loss term. Called without gradient."""
 
-    def student_view(self, unlabeled: UnlabeledBatch, mix: Mix = lambda image: image) -> Float[Tensor, "U C *S"]:
+    def student_view(self, unlabeled: UnlabeledBatch, mixes: Sequence[Mix] = ()) -> Float[Tensor, "U C *S"]:
         """The image that the student gets to see; in a cascade with the previous stage's labels as nnU-Net's
         augmentation leaves them.
 
         Args:
-            mix: puts other patches in its place, or parts of them, before it is perturbed.
+            mixes: put parts of other patches into it, one after the other, before it is perturbed.
         """
-        if self.view == "nnunet":
-            return mix(unlabeled.strong)
-        channels = unlabeled.picture.shape[1]
-        image = mix(torch.cat([unlabeled.picture, unlabeled.roughened], 1))
+        from_device, channels = self.view == "device", unlabeled.picture.shape[1]
+        image = torch.cat([unlabeled.picture, unlabeled.roughened], 1) if from_device else unlabeled.strong
+        for mix in mixes:
+            image = mix(image)
+        if not from_device:
+            return image
         return torch.cat([self._perturb(image[:, :channels]), image[:, channels:]], 1)
 
     def terms(
@@ -120,7 +121,7 @@ class SemiMethod(abc.ABC):
         if self.paste and labeled is not None and torch.rand(()).item() < self.paste:
             mix, targets = self._pasted(unlabeled.image, targets, labeled)
             mixes.append(mix)
-        return self.student_view(unlabeled, lambda image: reduce(lambda now, mix: mix(now), mixes, image)), targets
+        return self.student_view(unlabeled, mixes), targets
 
     def _pasted(self, image: Tensor, targets: Targets, labeled: LabeledBatch) -> tuple[Mix, Targets]:
         """A box of each patch replaced by that of a labeled one; where the label is to be ignored nothing is asked."""
