@@ -83,6 +83,7 @@ def prepare(number: int, cases: list[str], args: argparse.Namespace) -> Path:
     command("nnUNetv2_preprocess", "-d", number, "-c", "2d", "3d_fullres", "3d_lowres", "-np", 1)
     (folder / "splits_final.json").write_text(json.dumps(folds(cases)))
     length = ("num_epochs=1", f"num_iterations_per_epoch={args.iterations}", "num_val_iterations_per_epoch=2")
+    length += ("min_labeled_dice=0",)  # all terms from the first iteration on
     for configuration in dict(RUNS):
         where = ("-d", number, "-c", configuration, "--name", configuration)
         command("nnUNetv2_semisam_plan", *where, "--set", *length, "seed=0", f"sam.tune={args.tune}")

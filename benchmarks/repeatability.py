@@ -26,7 +26,7 @@ import torch
 
 TRAINER, CONFIGURATION = "nnUNetTrainerSemiSAM", "3d_fullres"
 LENGTH = {"num_epochs": 3, "num_iterations_per_epoch": 5, "num_val_iterations_per_epoch": 2}
-SECTION = {"seed": 1, "sam": {"tune": 6}, **LENGTH}
+SECTION = {"seed": 1, "min_labeled_dice": 0, "sam": {"tune": 6}, **LENGTH}  # all terms from the first iteration on
 
 
 def script(name: str) -> str:

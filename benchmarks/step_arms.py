@@ -18,10 +18,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_semisam.config import SamConfig
+from nnunet_semisam.readiness import Readiness
 from nnunet_semisam.sam import build_backend, find_backend
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.teacher import EmaTeacher
-from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
+from nnunet_semisam.trainer import SemiSAM, nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,23 @@ def arms(backends: Sequence[str]) -> list[Arm]:
 
 
 def started(arm: Arm, task: Task) -> Any:
-    """A trainer of the arm, ready for its first step: SAM is asked about all classes, and was not tuned."""
+    """A trainer of the arm, ready for a step with all its terms: SAM is asked about all classes, and was not tuned."""
     plans = copy.deepcopy(task.plans) | {"continue_training": False}
     trainer = arm.trainer(plans, task.configuration, task.fold, dict(task.dataset_json), torch.device(task.device))
     if arm.sam is not None:
         trainer.semisam = replace(trainer.semisam, sam=arm.sam)
     with mock.patch("nnunet_semisam.trainer.build_backend", built):
         trainer.on_train_start()
+    if isinstance(trainer, SemiSAM):
+        made_ready(trainer.readiness)
     trainer.on_train_epoch_start()
     return trainer
+
+
+def made_ready(readiness: Readiness) -> None:
+    """It counts as it does in training, and finds every class known: an untrained network knows none."""
+    readiness.ready, readiness.iterations = True, 0
+    readiness.missing = dict  # type: ignore[method-assign]
 
 
 def built(config: SamConfig, device: torch.device, spacing: Sequence[float] | None = None) -> SamBackend:

@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from nnunet_semisam.data.labeled import head_names
 from nnunet_semisam.ops.align import aligned
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
+from nnunet_semisam.ops.shares import shares_of_labels, shares_of_regions
 
 HIGH, LOW, RETURN = 4.0, 10.0, 2.0
 WARM_UP = 500  # iterations; two epochs of nnU-Net
@@ -160,15 +161,15 @@ class CollapseGuard:
 
     def _predicted_shares(self, prob: Float[Tensor, "U K *S"]) -> Float[Tensor, "U M"]:
         if self.outputs.has_regions:
-            return _of_regions(prob > 0.5, None)
-        return _of_labels(self.outputs.labels(prob), self.outputs.num_heads)
+            return shares_of_regions(prob > 0.5, None)
+        return shares_of_labels(self.outputs.labels(prob), self.outputs.num_heads)
 
     def _labeled_shares(self, target: Tensor) -> Float[Tensor, "B M"]:
         """Of labels (B, 1, *S), or of regions (B, K or K + 1, *S), whose channel K marks what is ignored."""
         heads = self.outputs.num_heads
         if not self.outputs.has_regions:
-            return _of_labels(target[:, 0].long(), heads)
-        return _of_regions(target[:, :heads] > 0, target[:, heads] > 0 if target.shape[1] > heads else None)
+            return shares_of_labels(target[:, 0].long(), heads)
+        return shares_of_regions(target[:, :heads] > 0, target[:, heads] > 0 if target.shape[1] > heads else None)
 
 
 def build_collapse_guard(trainer: nnUNetTrainer, outputs: OutputSpace, *, on: bool) -> CollapseGuard:
@@ -194,25 +195,9 @@ def random_crops(trainer: nnUNetTrainer, batch_size: int) -> int:
     return round(batch_size * (1 - trainer.oversample_foreground_percent))
 
 
-def _of_labels(labels: Int64[Tensor, "B *S"], count: int) -> Float[Tensor, "B M"]:
-    """Share of each label below `count`, and of all of them; the ignore label is `count`. Sums of ones are exact."""
-    flat = labels.flatten(1)
-    sums = torch.zeros(len(flat), count + 1, device=flat.device)
-    sums.scatter_add_(1, flat, torch.ones((), device=flat.device).expand_as(flat))
-    sums[:, count] = sums[:, :count].sum(1)
-    return sums / flat.shape[1]
-
-
 def _of_probabilities(prob: Float[Tensor, "U K *S"], outputs: OutputSpace) -> Float[Tensor, "U M"]:
     """Mean probability of each class, with regions that of no region first; and 1."""
     mean = prob.flatten(2).mean(2)
     if outputs.has_regions:
         mean = torch.cat([1 - prob.amax(1).flatten(1).mean(1, keepdim=True), mean], 1)
     return torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
-
-
-def _of_regions(inside: Bool[Tensor, "B K *S"], ignored: Bool[Tensor, "B *S"] | None) -> Float[Tensor, "B M"]:
-    """Share of the background, of each region, and of the voxels that count."""
-    valid = torch.ones_like(inside[:, :1]) if ignored is None else ~ignored[:, None]
-    parts = torch.cat([~inside.any(1, keepdim=True), inside, valid], 1) & valid
-    return parts.flatten(2).float().mean(2)

@@ -152,6 +152,7 @@ class SemiSAMConfig:
     num_val_iterations_per_epoch: int | None = None
     seed: int | None = None
     max_bad_steps: int = 20  # steps left out because loss or gradient is not finite, at which training ends
+    min_labeled_dice: float = 0.5  # moving Dice on labeled patches that every class needs before unlabeled ones count
     collapse_guard: bool = True  # hold back unlabeled terms while the teacher's shares of classes are out of range
     skip_bad: bool = False  # leave out images of imagesUn that cannot be used, instead of an error
     resume_changed: bool = False  # continue with other plans or another section than the checkpoint was written with
@@ -161,7 +162,8 @@ class SemiSAMConfig:
         for name in ("method_args", "terms"):
             require_instance(name, getattr(self, name), Mapping, "a dictionary")
         require_number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
-        require_number("distribution_alignment", self.distribution_alignment, 0, 1)
+        for name in ("distribution_alignment", "min_labeled_dice"):
+            require_number(name, getattr(self, name), 0, 1)
         if self.distribution_alignment and not self.collapse_guard:
             raise Refused(
                 "distribution_alignment",

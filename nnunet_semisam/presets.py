@@ -12,6 +12,7 @@ from nnunet_semisam.trainer import SemiSAM, nnUNetTrainerMeanTeacher, nnUNetTrai
 LENGTHS = (1, 5, 10, 20, 50, 100, 250)
 FAITHFUL = {
     "method_args": {"loss": "mse", "perturbation": {"contrast": 0.0, "brightness": 0.0, "cutout": 0.0, "remap": 0.0}},
+    "min_labeled_dice": 0.0,
     "terms": {
         "consistency": {"weight": 0.05, "schedule": "sigmoid_rampup"},
         "sam": {"weight": 0.05, "schedule": "sigmoid_rampdown"},

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HARMLESS = (  # of the semisam section: lengths, and what does not decide which weights come out
     "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "seed", "max_bad_steps", "collapse_guard",
-    "skip_bad", "resume_changed", "sam.backend_args.max_planes",
+    "min_labeled_dice", "skip_bad", "resume_changed", "sam.backend_args.max_planes",
 )  # fmt: skip
 OF_PLANS = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
 OF_DATASET = ("labels", "regions_class_order", "channel_names", "modality")
@@ -41,6 +41,7 @@ def state_of(trainer: SemiSAM) -> dict[str, Any]:
         "curves": trainer.curves.state_dict(),
         "guard": trainer.guard.state_dict(),
         "collapse": trainer.collapse.state_dict(),
+        "readiness": trainer.readiness.state_dict(),
         "random_state": random_state(),
     }
 
@@ -54,7 +55,7 @@ def take_up(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> dict[str, Any] |
     state = checkpoint[KEY]
     trainer.iteration = state["iteration"]
     trainer.curves.load_state_dict(state["curves"])
-    for name in ("guard", "collapse"):
+    for name in ("guard", "collapse", "readiness"):
         if name in state:  # older checkpoints have none
             getattr(trainer, name).load_state_dict(state[name])
     return state
@@ -111,10 +112,11 @@ def _is_harmless(change: str) -> bool:
 
 
 def _as_written(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section meant to the version that wrote it: there was no `remap` once, and nothing was spelled out."""
+    """What a section meant to the version that wrote it: there was no `remap` and no `min_labeled_dice` once."""
     arguments = section["method_args"]
     perturbation = {"remap": 0.0} | dict(arguments.get("perturbation", {}))
-    return _complete(dict(section) | {"method_args": {**arguments, "perturbation": perturbation}})
+    section = {"min_labeled_dice": 0.0} | dict(section)
+    return _complete(section | {"method_args": {**arguments, "perturbation": perturbation}})
 
 
 def _complete(section: Mapping[str, Any]) -> dict[str, Any]:

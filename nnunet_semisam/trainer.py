@@ -32,11 +32,13 @@ from nnunet_semisam.collapse import build_collapse_guard, random_crops
 from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.curves import Curves
 from nnunet_semisam.data.disk import writing
+from nnunet_semisam.data.labeled import class_names
 from nnunet_semisam.data.loader import close_unlabeled_loader
 from nnunet_semisam.guards import GRADIENT, SKIPPED, StepGuard, fetch, not_finite
 from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.readiness import Readiness
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
@@ -89,6 +91,9 @@ class SemiSAM(Base):
         self.curves = Curves()
         self.guard = StepGuard(self.semisam.max_bad_steps)
         self.collapse = build_collapse_guard(self, self.outputs, on=self.semisam.collapse_guard)
+        self.readiness = Readiness(
+            self.outputs, class_names(self.label_manager), self.semisam.min_labeled_dice, self.total_iterations
+        )
         self.iteration = 0
         self._resumed: dict[str, Any] | None = None
         self._changed: list[str] = []  # since the checkpoint was written
@@ -142,11 +147,11 @@ class SemiSAM(Base):
 
     def train_step(self, batch: dict) -> dict:
         """One iteration: nnU-Net's loss on labeled patches, and what the method asks on unlabeled ones."""
-        weights = self.semisam.weights(self.iteration, self.num_epochs * self.num_iterations_per_epoch)
+        weights = self.semisam.weights(self.iteration, self.total_iterations)
         if self.sam_assisted is None:  # there is none, or it is trusted with no class
             weights.pop("sam", None)
         asks = any(weights.values())
-        weights = dict.fromkeys(weights, 0.0) if self.collapse.held else weights
+        weights = weights if self.unlabeled_count else dict.fromkeys(weights, 0.0)
         if asks:
             step = self.semi_supervised_step(batch, weights)
         else:
@@ -175,16 +180,18 @@ class SemiSAM(Base):
         self.optimizer.zero_grad(set_to_none=True)
         with self.without_gradient_exchange():
             with self.autocast():
-                terms = {} if self.collapse.held else self.method.terms(self.network, unlabeled, pseudo, labeled)
+                terms = self.method.terms(self.network, unlabeled, pseudo, labeled) if self.unlabeled_count else {}
                 unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
             self.backward(unsupervised)
         with self.autocast():
-            supervised = self.loss(self.network(labeled.image), labeled.target)
+            output = self.network(labeled.image)
+            supervised = self.loss(output, labeled.target)
         self.backward(supervised)
         losses = {**terms, "supervised": supervised}
 
-        shares = self.collapse.shares(labeled.target, random_crops(self, len(labeled.image)))
-        found = self.record(losses, self.clipped_norm(), pseudo, shares, asks_sam)
+        counts = self.readiness.counts(output, labeled.target)
+        counts |= self.collapse.shares(labeled.target, random_crops(self, len(labeled.image)))
+        found = self.record(losses, self.clipped_norm(), pseudo, counts, asks_sam)
         if not self.guard.allows(self, found, (*losses, GRADIENT), (*labeled.keys, *unlabeled.keys)):
             return SKIPPED
         self.step_optimizer()
@@ -205,11 +212,25 @@ class SemiSAM(Base):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        if self.teacher is not None and not self.readiness.ready:
+            self.print_to_log_file(
+                f"WARNING: semisam: unlabeled patches did not count at the end: {self.readiness.reason()}"
+            )
         if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
             write_teacher_checkpoint(self.output_folder)
         close_unlabeled_loader(self.dataloader_unlabeled)
 
     # --- pieces of a step ---------------------------------------------------------------------------------------
+
+    @property
+    def total_iterations(self) -> int:
+        """Length of the training."""
+        return self.num_epochs * self.num_iterations_per_epoch
+
+    @property
+    def unlabeled_count(self) -> bool:
+        """Do unlabeled patches teach the student now?"""
+        return self.readiness.ready and not self.collapse.held
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """As nnU-Net has it: mixed precision on CUDA, nothing elsewhere."""
@@ -238,14 +259,15 @@ class SemiSAM(Base):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
-    def record(self, losses: dict, norm: torch.Tensor, pseudo: dict, shares: dict, asks_sam: bool) -> list[float]:
+    def record(self, losses: dict, norm: torch.Tensor, pseudo: dict, counts: dict, asks_sam: bool) -> list[float]:
         """Notes the numbers of this iteration, in one transfer from the device; returns which are not finite."""
         values = {f"loss/{name}": term for name, term in losses.items()}
         values |= {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
-        found = {"bad": not_finite({**losses, GRADIENT: norm}), **shares}
+        found = {"bad": not_finite({**losses, GRADIENT: norm}), **counts}
         own, shared = fetch(values, found, is_ddp=self.is_ddp)
-        for line in self.collapse.update(shared):
+        for line in filter(None, (self.readiness.update(shared), *self.collapse.update(shared))):
             self.print_to_log_file(line)
+        self.curves.add({f"labeled_dice/{name}": dice for name, dice in self.readiness.dice().items()})
         self.curves.add({name: value for name, value in own.items() if math.isfinite(value)})
         if asks_sam and self.sam_assisted is not None:
             stats = dict(self.sam_assisted.labeler.stats)

@@ -22,7 +22,7 @@ LONG = bool(os.environ.get("NNUNET_SEMISAM_LONG"))
 NUMBER, NAME = "997", "Dataset997_Modes"
 TRAINER = "nnUNetTrainerSemiSAM"
 LABELED, HIDDEN, UNLABELED, NEW = ("a", "b", "c"), ("d",), ("x", "y"), ("n",)
-LENGTH = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1")
+LENGTH = ("num_epochs=1", "num_iterations_per_epoch=2", "num_val_iterations_per_epoch=1", "min_labeled_dice=0")
 
 
 @dataclass

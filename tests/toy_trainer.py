@@ -118,10 +118,10 @@ def build(trainer, section=None, *, patch_size=(16, 16, 16), labels=None, contin
 
 
 def short(**section):
-    """A section for tests: seeded, one epoch of three iterations."""
+    """A section for tests: seeded, one epoch of three iterations, unlabeled patches count from the first one on."""
     sam = section.pop("sam", SAM_SECTION)
     length = {"num_epochs": 1, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1}
-    return {"seed": 7, "sam": sam, **length, **section}
+    return {"seed": 7, "sam": sam, "min_labeled_dice": 0.0, **length, **section}
 
 
 def weights(trainer):
