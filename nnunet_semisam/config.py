@@ -139,7 +139,7 @@ class SemiSAMConfig:
     unlabeled_batch_size: int | None = None  # None = the batch size of the plans
     terms: dict[str, TermConfig] = field(
         default_factory=lambda: {
-            "consistency": TermConfig(weight=0.5, schedule="sigmoid_rampup"),
+            "consistency": TermConfig(weight=2.0),
             "sam": TermConfig(weight=0.5, schedule="sigmoid_rise_and_fall"),
         }
     )

@@ -1,9 +1,11 @@
-"""Readiness: unlabeled patches teach nothing before the network can do the labeled ones.
+"""Readiness: unlabeled patches teach nothing while the network cannot do the labeled ones.
 
 A teacher that has not found a class calls it background; with the weight of an unlabeled term that keeps the student
-from finding it either. So the unlabeled terms have weight 0 until the student's Dice on the labeled patches of the
-training steps, as a moving average, has reached a threshold for every class that these patches have shown, and again
-while one is below it. A class that the network never learns from its labels leaves the run a supervised one.
+from finding it either. So, a short time at the start excepted, the unlabeled terms have weight 0 while the student's
+Dice on the labeled patches of the training steps, as a moving average, is below a threshold for any class that these
+patches have shown. A class that the network never learns from its labels leaves the run a supervised one.
+
+The time at the start counts, because consistency then decides what a network looks for, before it knows anything.
 
 Only labeled patches are looked at, after augmentation and by the weights that learn from them: a training Dice.
 """
@@ -22,7 +24,8 @@ from torch import Tensor
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.shares import shares_of_labels, shares_of_regions
 
-WINDOW = 100  # iterations that the averages look back on; before as many, or a tenth of the training, nothing begins
+GRACE = 250  # iterations at the start, or an eighth of the training if that is less: an epoch of nnU-Net
+WINDOW = 100  # iterations that the averages look back on
 COUNTS = ("overlap", "predicted", "shown")
 
 
@@ -46,8 +49,13 @@ class Readiness:
     mean: dict[str, list[float]] = field(init=False)  # of `COUNTS`, over the iterations that have shown the class
 
     def __post_init__(self) -> None:
-        self.ready = self.threshold == 0
+        self.ready = self.threshold == 0 or self.grace > 0
         self.mean = {name: [0.0] * len(self.names) for name in COUNTS}
+
+    @property
+    def grace(self) -> int:
+        """Iterations at the start in which nothing has to be known."""
+        return min(GRACE, self.iterations // 8)
 
     def counts(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> dict[str, Float[Tensor, " F"]]:
         """Sums over labeled patches of the share that each foreground class has, by `COUNTS`.
@@ -58,7 +66,7 @@ class Readiness:
         """
         if not self.threshold:
             return {}
-        logits, truth = full_resolution(output).detach(), full_resolution(target)
+        logits, truth = full_resolution(output), full_resolution(target)
         parts = self._of_regions(logits, truth) if self.outputs.has_regions else self._of_labels(logits, truth)
         return dict(zip(COUNTS, (part[:, 1:-1].sum(0) for part in parts), strict=True))
 
@@ -72,7 +80,7 @@ class Readiness:
                 for name in COUNTS:
                     self.mean[name][number] += (sums[name][number] - self.mean[name][number]) / WINDOW
         dice, was = self.dice(), self.ready
-        self.ready = self.seen >= min(WINDOW, self.iterations // 10) and bool(dice) and not self.missing()
+        self.ready = self.seen < self.grace or (bool(dice) and not self.missing())
         if self.ready and not was:
             return f"semisam: Dice on labeled patches {_words(dice)}: unlabeled patches count from now on"
         if was and not self.ready:
@@ -87,7 +95,7 @@ class Readiness:
         """What keeps unlabeled patches from counting, in words."""
         if missing := self.missing():
             return f"Dice on labeled patches {_words(missing)}, below min_labeled_dice = {self.threshold}"
-        return "the training has only begun" if self.dice() else "labeled patches have not shown any class"
+        return "labeled patches have not shown any class"
 
     def dice(self) -> dict[str, float]:
         """The moving Dice of every class that labeled patches have shown."""

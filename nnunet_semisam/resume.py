@@ -112,7 +112,7 @@ def _is_harmless(change: str) -> bool:
 
 
 def _as_written(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section meant to the version that wrote it: there was no `remap` and no `min_labeled_dice` once."""
+    """What a section meant to the version that wrote it: without `remap`, and without waiting, once."""
     arguments = section["method_args"]
     perturbation = {"remap": 0.0} | dict(arguments.get("perturbation", {}))
     section = {"min_labeled_dice": 0.0} | dict(section)

@@ -6,16 +6,15 @@ from nnunet_semisam.config import SamConfig, SemiSAMConfig, TermConfig
 from nnunet_semisam.methods import build_method, find_method, list_methods
 from nnunet_semisam.methods._base import build_perturbation
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.ops.schedules import sigmoid_rampup
 from nnunet_semisam.resume import changes
 from nnunet_semisam.values import require_number
 
 
-def test_by_default_consistency_rises_and_sam_rises_and_falls():
+def test_by_default_consistency_stays_and_sam_rises_and_falls():
     config = SemiSAMConfig()
     first, third, last = (config.weights(iteration, 999) for iteration in (0, 333, 998))
-    assert third == {"consistency": pytest.approx(0.5 * sigmoid_rampup(333, 999)), "sam": 0.5}
-    assert first["sam"] < 0.01 and last["sam"] < 0.01 and last["consistency"] > 0.49
+    assert third == {"consistency": 2.0, "sam": 0.5}
+    assert first["sam"] < 0.01 and last["sam"] < 0.01 and first["consistency"] == last["consistency"] == 2.0
     assert config.weights(999, 999)["sam"] == 0 and config.method_args == {}
 
 

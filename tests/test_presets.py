@@ -59,7 +59,7 @@ def test_ten_answers_hard_masks_full_weight_and_nothing_tested_or_tuned(toy, mon
 def test_published_loss_weights_and_ramps(toy, monkeypatch):  # noqa: F811
     trainer = faithful(monkeypatch)[0]
     config = trainer.semisam
-    assert trainer.method.loss == "mse"
+    assert trainer.method.loss == "mse" and type(trainer).preset.min_labeled_dice == 0
     assert config.weights(0, 6000)["sam"] == 0.05 and config.weights(6000, 6000)["consistency"] == 0.05
     assert round(config.weights(1500, 6000)["sam"], 4) == 0.0366  # exp(-5 / 16) / 20
     assert round(config.weights(4500, 6000)["consistency"], 4) == 0.0366

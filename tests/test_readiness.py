@@ -29,26 +29,39 @@ def state():
     return Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, 5000)
 
 
-def test_nothing_begins_before_all_classes_are_known(state):
-    assert not state.ready
+def started(state, row):
+    """After the time in which nothing has to be known."""
+    return fed(state, row, times=state.grace)
+
+
+def test_at_the_start_nothing_has_to_be_known(state):
+    assert state.ready and state.grace == 250
+    assert fed(state, counted(0.0, 0.0), times=249) == [] and state.ready
+    (line,) = fed(state, counted(0.0, 0.0), times=1)
+    assert not state.ready and "WARNING" in line and "organ 0.000, tumor 0.000, below min_labeled_dice = 0.5" in line
+
+
+def test_nothing_is_said_where_all_is_known_by_then(state):
+    assert fed(state, counted(0.9, 0.9), times=500) == [] and state.ready
+
+
+def test_nothing_goes_on_before_all_classes_are_known(state):
+    started(state, counted(0.9, 0.4))
     assert fed(state, counted(0.9, 0.4), times=500) == [] and not state.ready
     (line,) = fed(state, counted(0.9, 0.6), times=200)
-    assert state.ready and "organ 0.900, tumor 0.50" in line
+    assert state.ready and "organ 0.900, tumor 0.50" in line and "count from now on" in line
 
 
-def test_nothing_begins_within_the_first_iterations(state):
-    assert fed(state, counted(0.9, 0.9), times=readiness.WINDOW - 1) == [] and not state.ready
-    assert len(fed(state, counted(0.9, 0.9), times=1)) == 1 and state.ready
-
-
-def test_of_a_short_training_a_tenth_is_enough():
-    state = Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, 100)
-    assert fed(state, counted(0.9, 0.9), times=9) == [] and not state.ready
-    assert len(fed(state, counted(0.9, 0.9), times=1)) == 1 and state.ready
+@pytest.mark.parametrize(("iterations", "grace"), [(7, 0), (80, 10), (250_000, 250)])
+def test_the_start_of_a_short_training_is_an_eighth(iterations, grace):
+    state = Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, iterations)
+    assert state.grace == grace and state.ready == (grace > 0)
+    fed(state, counted(0.1, 0.9), times=max(1, grace))
+    assert not state.ready
 
 
 def test_a_class_that_is_lost_ends_it(state):
-    fed(state, counted(0.9, 0.9))
+    started(state, counted(0.9, 0.9))
     (line,) = fed(state, counted(0.9, 0.1), times=300)
     assert not state.ready and "WARNING" in line and "tumor 0.49" in line and "organ" not in line
     (line,) = fed(state, counted(0.9, 0.9), times=300)
@@ -56,20 +69,21 @@ def test_a_class_that_is_lost_ends_it(state):
 
 
 def test_a_class_that_is_never_shown_is_not_waited_for(state):
-    assert len(fed(state, counted(0.9, None))) == 1 and state.ready
+    assert started(state, counted(0.9, None)) == [] and state.ready
     assert state.dice() == {"organ": pytest.approx(0.9)}
     fed(state, counted(0.9, 0.0), times=1)
     assert not state.ready
 
 
-def test_without_any_class_shown_nothing_begins(state):
-    assert fed(state, counted(None, None), times=500) == [] and not state.ready
+def test_without_any_class_shown_nothing_goes_on(state):
+    (line,) = fed(state, counted(None, None), times=500)
+    assert not state.ready and "have not shown any class" in line
     assert state.reason() == "labeled patches have not shown any class"
 
 
 def test_iterations_without_a_class_do_not_lower_its_dice(state):
     """Its false positives elsewhere are no reason to wait: a rare class would never be known."""
-    fed(state, counted(0.9, 0.9))
+    started(state, counted(0.9, 0.9))
     assert fed(state, counted(0.9, None), times=2000) == [] and state.ready
 
 
@@ -87,7 +101,7 @@ def test_a_threshold_of_0_is_always_ready_and_counts_nothing():
 
 
 def test_state_round_trip(state):
-    fed(state, counted(0.9, 0.9))
+    started(state, counted(0.9, 0.9))
     other = Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, 5000)
     other.load_state_dict(state.state_dict())
     assert other == state
@@ -143,13 +157,13 @@ def test_when_it_is_ready_both_terms_count(toy, monkeypatch, labels):  # noqa: F
     built.print_to_log_file = lambda *words, **_: lines.append(" ".join(map(str, words)))
     built.on_train_start()
     built.on_train_epoch_start()
-    built.readiness.iterations = 5000
+    built.readiness.ready = False
     built.readiness.mean = {name: [0.1] * len(built.readiness.names) for name in readiness.COUNTS}
     calls = []
     for _ in range(4):
         built.train_step(next(built.dataloader_train))
         calls.append(toy.calls)
-    assert calls[1] == 0 and calls[3] > 0
+    assert calls[0] == 0 and calls[1] > 0
     assert len([line for line in lines if "count from now on" in line]) == 1
     closed = built.curves.end_epoch(0)
     assert closed["loss/consistency"] > 0 and closed["loss/sam"] >= 0

@@ -94,16 +94,16 @@ def test_a_run_from_before_remap_goes_on_without_it_only(file, monkeypatch):
     assert checkpoint[KEY]["configuration"]["method_args"]["perturbation"]["cutout"] == 0.25  # written today
     checkpoint[KEY]["configuration"]["method_args"] = {}
     torch.save(checkpoint, file)
-    built, _ = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 1}})
-    with pytest.raises(ValueError, match="perturbation.remap was 0.0, is 1"):
+    built, _ = resumed(file, monkeypatch)
+    with pytest.raises(ValueError, match="perturbation.remap was 0.0, is 1.0"):
         built.on_train_start()
-    built, lines = resumed(file, monkeypatch)
+    built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 0}})
     built.on_train_start()
     assert lines == []
 
 
 def test_a_default_that_is_spelled_out_is_no_change(file, monkeypatch):
-    built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 0.0, "cutout": 0.25}})
+    built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 1, "cutout": 0.25}})
     built.on_train_start()
     assert lines == []
 

@@ -32,7 +32,7 @@ class Perturbation:
     contrast: float = 0.25
     brightness: float = 0.1
     cutout: float = 0.25
-    remap: float = 0.0
+    remap: float = 1.0
 
     def __call__(self, image: Float[Tensor, "U C *S"]) -> Float[Tensor, "U C *S"]:
         changed = image
