@@ -23,7 +23,7 @@ class LabelsOnly(SemiMethod):
     """The student sees the labeled patches of the step as others see unlabeled ones, and learns their labels.
 
     With `"view": "nnunet"` these are the patches as nnU-Net has augmented them. SAM has no part in it: leave it out
-    (`sam` = null), and begin at once (`min_labeled_dice` = 0).
+    (`sam` = null). There is nothing to wait for (`min_labeled_dice` = 0).
     """
 
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
@@ -38,6 +38,8 @@ class LabelsOnly(SemiMethod):
     ) -> dict[str, Float[Tensor, ""]]:
         if labeled is None:
             raise ValueError("semisam: the method labels_only needs the labeled patches of the step")
+        if "consistency" not in pseudo:
+            return {}
         truth, valid = self.outputs.truth(full_resolution(labeled.target))
         batch = replace(unlabeled, image=labeled.image, strong=labeled.image, keys=labeled.keys)
         return super().terms(student, batch, {"consistency": PseudoLabel(truth, valid)}, labeled)

@@ -88,9 +88,8 @@ def started(arm: Arm, task: Task) -> Any:
 
 
 def made_ready(readiness: Readiness) -> None:
-    """It counts as it does in training, and finds every class known: an untrained network knows none."""
-    readiness.ready, readiness.iterations = True, 0
-    readiness.missing = dict  # type: ignore[method-assign]
+    """It counts as it does in training, and is ready whatever it finds: an untrained network knows no class."""
+    readiness.judge = lambda *_: None  # type: ignore[method-assign]
 
 
 def built(config: SamConfig, device: torch.device, spacing: Sequence[float] | None = None) -> SamBackend:

@@ -152,7 +152,7 @@ class SemiSAMConfig:
     num_val_iterations_per_epoch: int | None = None
     seed: int | None = None
     max_bad_steps: int = 20  # steps left out because loss or gradient is not finite, at which training ends
-    min_labeled_dice: float = 0.5  # moving Dice on labeled patches that every class needs before unlabeled ones count
+    min_labeled_dice: float = 0.5  # moving Dice on labeled patches that every class needs for unlabeled ones to count
     collapse_guard: bool = True  # hold back unlabeled terms while the teacher's shares of classes are out of range
     skip_bad: bool = False  # leave out images of imagesUn that cannot be used, instead of an error
     resume_changed: bool = False  # continue with other plans or another section than the checkpoint was written with
@@ -199,7 +199,7 @@ class SemiSAMConfig:
             values.setdefault("method_args", {})
         elif "method_args" in values:
             require_instance("method_args", values["method_args"], Mapping, "a dictionary")
-            values["method_args"] = {**self.method_args, **values["method_args"]}
+            values["method_args"] = _laid_over(self.method_args, values["method_args"])
         if values.get("sam") is not None:
             values["sam"] = _merged(SamConfig, self.sam, values["sam"], "sam")
         config: SemiSAMConfig = _merged(SemiSAMConfig, self, values)
@@ -278,6 +278,12 @@ def section_of(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         if key != SECTION and is_section(key):
             raise ValueError(f"semisam: a section is named {key!r}, which is not read; rename it to {SECTION!r}")
     return configuration.get(SECTION, {})
+
+
+def _laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, dictionaries key by key."""
+    both = [name for name in values if isinstance(values[name], Mapping) and isinstance(base.get(name), Mapping)]
+    return {**base, **values, **{name: {**base[name], **values[name]} for name in both}}
 
 
 def _merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") -> Any:

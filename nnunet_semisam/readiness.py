@@ -1,11 +1,12 @@
 """Readiness: unlabeled patches teach nothing while the network cannot do the labeled ones.
 
 A teacher that has not found a class calls it background; with the weight of an unlabeled term that keeps the student
-from finding it either. So, a short time at the start excepted, the unlabeled terms have weight 0 while the student's
-Dice on the labeled patches of the training steps, as a moving average, is below a threshold for any class that these
-patches have shown. A class that the network never learns from its labels leaves the run a supervised one.
+from finding it either. So the unlabeled terms have weight 0 while the student's Dice on the labeled patches of the
+training steps, as a moving average, is below a threshold for any class that these patches show. A class that the
+network never learns from its labels leaves the run a supervised one.
 
-The time at the start counts, because consistency then decides what a network looks for, before it knows anything.
+The first iterations of a training are free of this: what a network learns first from few labels stays, and unlabeled
+patches have a say in it.
 
 Only labeled patches are looked at, after augmentation and by the weights that learn from them: a training Dice.
 """
@@ -24,8 +25,11 @@ from torch import Tensor
 from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.shares import shares_of_labels, shares_of_regions
 
-GRACE = 250  # iterations at the start, or an eighth of the training if that is less: an epoch of nnU-Net
+START = 250  # iterations that are free, or an eighth of the training if that is less: an epoch of nnU-Net
 WINDOW = 100  # iterations that the averages look back on
+FORGET = 1000  # iterations after which a class that was not shown again does not matter
+MARGIN = 0.9  # of the threshold: below it the terms end, so that they do not come and go
+NAMED = 5  # classes in a message
 COUNTS = ("overlap", "predicted", "shown")
 
 
@@ -37,25 +41,18 @@ class Readiness:
         outputs: what the heads mean.
         names: of the foreground classes, in the order of the heads.
         threshold: Dice that every class needs; 0: always ready, and nothing is counted.
-        iterations: length of the training.
     """
 
     outputs: OutputSpace
     names: Sequence[str]
     threshold: float
-    iterations: int
-    ready: bool = field(init=False)
-    seen: int = field(default=0, init=False)
+    ready: bool = field(default=True, init=False)
     mean: dict[str, list[float]] = field(init=False)  # of `COUNTS`, over the iterations that have shown the class
+    unseen: list[int] = field(init=False)  # iterations since a class was shown
 
     def __post_init__(self) -> None:
-        self.ready = self.threshold == 0 or self.grace > 0
         self.mean = {name: [0.0] * len(self.names) for name in COUNTS}
-
-    @property
-    def grace(self) -> int:
-        """Iterations at the start in which nothing has to be known."""
-        return min(GRACE, self.iterations // 8)
+        self.unseen = [FORGET] * len(self.names)
 
     def counts(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> dict[str, Float[Tensor, " F"]]:
         """Sums over labeled patches of the share that each foreground class has, by `COUNTS`.
@@ -70,45 +67,42 @@ class Readiness:
         parts = self._of_regions(logits, truth) if self.outputs.has_regions else self._of_labels(logits, truth)
         return dict(zip(COUNTS, (part[:, 1:-1].sum(0) for part in parts), strict=True))
 
-    def update(self, sums: Mapping[str, Sequence[float]]) -> str | None:
-        """Takes in one iteration, as `counts` has it; says in words when `ready` has changed."""
-        if not self.threshold:
-            return None
-        self.seen += 1
-        for number, shown in enumerate(sums["shown"]):
-            if shown:
-                for name in COUNTS:
-                    self.mean[name][number] += (sums[name][number] - self.mean[name][number]) / WINDOW
-        dice, was = self.dice(), self.ready
-        self.ready = self.seen < self.grace or (bool(dice) and not self.missing())
-        if self.ready and not was:
-            return f"semisam: Dice on labeled patches {_words(dice)}: unlabeled patches count from now on"
-        if was and not self.ready:
-            return f"WARNING: semisam: the weights of the unlabeled terms are 0: {self.reason()}"
-        return None
+    def update(self, sums: Mapping[str, Sequence[float]]) -> None:
+        """Takes in one iteration, as `counts` has it."""
+        for number, shown in enumerate(sums["shown"] if self.threshold else ()):
+            self.unseen[number] = 0 if shown else self.unseen[number] + 1
+            for name in COUNTS if shown else ():
+                self.mean[name][number] += (sums[name][number] - self.mean[name][number]) / WINDOW
 
-    def missing(self) -> dict[str, float]:
-        """The Dice of the classes that are not known well enough."""
-        return {name: dice for name, dice in self.dice().items() if dice < self.threshold}
+    def judge(self, iteration: int, total_iterations: int) -> str | None:
+        """Sets `ready` for an iteration (counted from 0); says in words when it has changed."""
+        dice, was = self.dice(), self.ready
+        limit = self.threshold * (MARGIN if was else 1)
+        free = not self.threshold or iteration < min(START, total_iterations // 8)
+        self.ready = free or (bool(dice) and min(dice.values()) >= limit)
+        if self.ready == was:
+            return None
+        if self.ready:
+            return f"semisam: unlabeled patches count again: Dice on labeled patches {_lowest(dice)}"
+        return f"WARNING: semisam: the weights of the unlabeled terms are 0: {self.reason()}"
 
     def reason(self) -> str:
-        """What keeps unlabeled patches from counting, in words."""
-        if missing := self.missing():
-            return f"Dice on labeled patches {_words(missing)}, below min_labeled_dice = {self.threshold}"
-        return "labeled patches have not shown any class"
+        """Why unlabeled patches do not count, in words."""
+        dice = self.dice()
+        found = f"Dice on labeled patches {_lowest(dice)}" if dice else "labeled patches have not shown any class yet"
+        return f"{found}; min_labeled_dice is {self.threshold} (0 switches this off)"
 
     def dice(self) -> dict[str, float]:
-        """The moving Dice of every class that labeled patches have shown."""
-        rows = zip(self.names, *(self.mean[name] for name in COUNTS), strict=True)
-        return {name: 2 * overlap / (predicted + shown) for name, overlap, predicted, shown in rows if shown}
+        """The moving Dice of every class that labeled patches show."""
+        rows = zip(self.names, self.unseen, *(self.mean[name] for name in COUNTS), strict=True)
+        return {name: 2 * hit / (said + shown) for name, unseen, hit, said, shown in rows if unseen < FORGET}
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({name: getattr(self, name) for name in ("ready", "seen", "mean")})
+        return copy.deepcopy({name: getattr(self, name) for name in ("ready", "mean", "unseen")})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in copy.deepcopy(dict(state)).items():
             setattr(self, name, value)
-        self.ready = self.ready or not self.threshold
 
     def _of_labels(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         count = self.outputs.num_heads
@@ -126,5 +120,7 @@ class Readiness:
         return tuple(shares_of_regions(mask, ignored) for mask in masks)  # type: ignore[return-value]
 
 
-def _words(dice: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+def _lowest(dice: Mapping[str, float]) -> str:
+    few = sorted(dice, key=dice.__getitem__)[:NAMED]
+    more = f" and {len(dice) - len(few)} more above" if len(dice) > len(few) else ""
+    return ", ".join(f"{name} {dice[name]:.3f}" for name in few) + more

@@ -17,7 +17,7 @@ from nnunet_semisam.methods._base import build_perturbation
 if TYPE_CHECKING:
     from nnunet_semisam.trainer import SemiSAM
 
-HARMLESS = (  # of the semisam section: lengths, and what does not decide which weights come out
+HARMLESS = (  # of the semisam section: lengths, guards, and what does not decide which weights come out
     "num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "seed", "max_bad_steps", "collapse_guard",
     "min_labeled_dice", "skip_bad", "resume_changed", "sam.backend_args.max_planes",
 )  # fmt: skip
@@ -112,7 +112,7 @@ def _is_harmless(change: str) -> bool:
 
 
 def _as_written(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section meant to the version that wrote it: without `remap`, and without waiting, once."""
+    """What a section meant to the version that wrote it: once there was no `remap`, and no `min_labeled_dice`."""
     arguments = section["method_args"]
     perturbation = {"remap": 0.0} | dict(arguments.get("perturbation", {}))
     section = {"min_labeled_dice": 0.0} | dict(section)

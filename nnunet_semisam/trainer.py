@@ -91,9 +91,7 @@ class SemiSAM(Base):
         self.curves = Curves()
         self.guard = StepGuard(self.semisam.max_bad_steps)
         self.collapse = build_collapse_guard(self, self.outputs, on=self.semisam.collapse_guard)
-        self.readiness = Readiness(
-            self.outputs, class_names(self.label_manager), self.semisam.min_labeled_dice, self.total_iterations
-        )
+        self.readiness = Readiness(self.outputs, class_names(self.label_manager), self.semisam.min_labeled_dice)
         self.iteration = 0
         self._resumed: dict[str, Any] | None = None
         self._changed: list[str] = []  # since the checkpoint was written
@@ -151,7 +149,9 @@ class SemiSAM(Base):
         if self.sam_assisted is None:  # there is none, or it is trusted with no class
             weights.pop("sam", None)
         asks = any(weights.values())
-        weights = weights if self.unlabeled_count else dict.fromkeys(weights, 0.0)
+        if asks and (line := self.readiness.judge(self.iteration, self.total_iterations)):
+            self.print_to_log_file(line)
+        weights = weights if self.unlabeled_terms_on else dict.fromkeys(weights, 0.0)
         if asks:
             step = self.semi_supervised_step(batch, weights)
         else:
@@ -172,15 +172,19 @@ class SemiSAM(Base):
         asks_sam = self.sam_assisted is not None and weights.get("sam", 0) > 0
         source = self.sam_assisted if asks_sam else self.method
         teacher = self.collapse.aligned(self.collapse.watch(self.teacher), self.semisam.distribution_alignment)
+        pseudo = {}
         with torch.no_grad(), self.autocast():
-            pseudo = source.pseudo_labels(teacher, unlabeled)
+            if self.unlabeled_terms_on:
+                pseudo = source.pseudo_labels(teacher, unlabeled)
+            elif self.collapse.on:
+                teacher(unlabeled.image)
         pseudo = {name: label for name, label in pseudo.items() if weights.get(name, 0) > 0}
 
         # what must the student do about it? (unlabeled first: under DDP the last backward exchanges the gradients)
         self.optimizer.zero_grad(set_to_none=True)
         with self.without_gradient_exchange():
             with self.autocast():
-                terms = self.method.terms(self.network, unlabeled, pseudo, labeled) if self.unlabeled_count else {}
+                terms = self.method.terms(self.network, unlabeled, pseudo, labeled) if pseudo else {}
                 unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
             self.backward(unsupervised)
         with self.autocast():
@@ -228,7 +232,7 @@ class SemiSAM(Base):
         return self.num_epochs * self.num_iterations_per_epoch
 
     @property
-    def unlabeled_count(self) -> bool:
+    def unlabeled_terms_on(self) -> bool:
         """Do unlabeled patches teach the student now?"""
         return self.readiness.ready and not self.collapse.held
 
@@ -265,9 +269,11 @@ class SemiSAM(Base):
         values |= {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
         found = {"bad": not_finite({**losses, GRADIENT: norm}), **counts}
         own, shared = fetch(values, found, is_ddp=self.is_ddp)
-        for line in filter(None, (self.readiness.update(shared), *self.collapse.update(shared))):
+        for line in self.collapse.update(shared):
             self.print_to_log_file(line)
-        self.curves.add({f"labeled_dice/{name}": dice for name, dice in self.readiness.dice().items()})
+        self.readiness.update(shared)
+        if dice := self.readiness.dice():
+            self.curves.add({"labeled_dice": min(dice.values())})
         self.curves.add({name: value for name, value in own.items() if math.isfinite(value)})
         if asks_sam and self.sam_assisted is not None:
             stats = dict(self.sam_assisted.labeler.stats)

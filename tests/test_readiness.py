@@ -10,7 +10,10 @@ from nnunet_semisam import readiness
 from nnunet_semisam.checkpoint import KEY
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.readiness import Readiness
+from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+
+LENGTH = 5000
 
 
 def counted(*dice, shown=0.1):
@@ -19,72 +22,86 @@ def counted(*dice, shown=0.1):
     return dict(zip(readiness.COUNTS, zip(*rows, strict=True), strict=True))
 
 
-def fed(state, row, times=readiness.WINDOW):
+def fed(state, row, times=readiness.WINDOW, start=readiness.START):
     """Whatever it says when it sees the row again and again."""
-    return [line for _ in range(times) if (line := state.update(row))]
+    lines = []
+    for iteration in range(start, start + times):
+        state.update(row)
+        lines.append(state.judge(iteration, LENGTH))
+    return [line for line in lines if line]
 
 
 @pytest.fixture
 def state():
-    return Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, 5000)
-
-
-def started(state, row):
-    """After the time in which nothing has to be known."""
-    return fed(state, row, times=state.grace)
+    return Readiness(OutputSpace(3), ("organ", "tumor"), 0.5)
 
 
 def test_at_the_start_nothing_has_to_be_known(state):
-    assert state.ready and state.grace == 250
-    assert fed(state, counted(0.0, 0.0), times=249) == [] and state.ready
-    (line,) = fed(state, counted(0.0, 0.0), times=1)
-    assert not state.ready and "WARNING" in line and "organ 0.000, tumor 0.000, below min_labeled_dice = 0.5" in line
+    assert fed(state, counted(0.0, 0.0), times=250, start=0) == [] and state.ready
+    (line,) = fed(state, counted(0.0, 0.0), times=1, start=250)
+    assert not state.ready and "WARNING" in line and "organ 0.000, tumor 0.000; min_labeled_dice is 0.5" in line
 
 
 def test_nothing_is_said_where_all_is_known_by_then(state):
-    assert fed(state, counted(0.9, 0.9), times=500) == [] and state.ready
+    assert fed(state, counted(0.9, 0.9), times=500, start=0) == [] and state.ready
 
 
 def test_nothing_goes_on_before_all_classes_are_known(state):
-    started(state, counted(0.9, 0.4))
-    assert fed(state, counted(0.9, 0.4), times=500) == [] and not state.ready
+    (line,) = fed(state, counted(0.9, 0.4), times=500)
+    assert not state.ready and line.index("tumor 0.400") < line.index("organ 0.900")
     (line,) = fed(state, counted(0.9, 0.6), times=200)
-    assert state.ready and "organ 0.900, tumor 0.50" in line and "count from now on" in line
+    assert state.ready and "count again" in line and "tumor 0.50" in line
 
 
-@pytest.mark.parametrize(("iterations", "grace"), [(7, 0), (80, 10), (250_000, 250)])
-def test_the_start_of_a_short_training_is_an_eighth(iterations, grace):
-    state = Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, iterations)
-    assert state.grace == grace and state.ready == (grace > 0)
-    fed(state, counted(0.1, 0.9), times=max(1, grace))
-    assert not state.ready
+@pytest.mark.parametrize(("iterations", "start"), [(7, 0), (80, 10), (250_000, 250)])
+def test_the_start_of_a_short_training_is_an_eighth(state, iterations, start):
+    ready = []
+    for iteration in range(start + 1):
+        state.judge(iteration, iterations)
+        ready.append(state.ready)
+        state.update(counted(0.1, 0.9))
+    assert ready == [True] * start + [False]
 
 
-def test_a_class_that_is_lost_ends_it(state):
-    started(state, counted(0.9, 0.9))
+def test_a_run_that_is_resumed_or_delayed_is_not_at_its_start(state):
+    """Whatever it has counted so far."""
+    assert "have not shown any class yet" in state.judge(125_250, 250_000) and not state.ready
+
+
+def test_a_class_that_is_lost_ends_it_with_a_margin(state):
+    fed(state, counted(0.9, 0.9))
+    assert fed(state, counted(0.9, 0.46), times=1000) == [] and state.ready
     (line,) = fed(state, counted(0.9, 0.1), times=300)
-    assert not state.ready and "WARNING" in line and "tumor 0.49" in line and "organ" not in line
+    assert not state.ready and "WARNING" in line and "tumor 0.449, organ 0.900" in line
+    (line,) = fed(state, counted(0.9, 0.46), times=1000) or [""]
+    assert not line and not state.ready
     (line,) = fed(state, counted(0.9, 0.9), times=300)
-    assert state.ready and "count from now on" in line
+    assert state.ready and "count again" in line
 
 
 def test_a_class_that_is_never_shown_is_not_waited_for(state):
-    assert started(state, counted(0.9, None)) == [] and state.ready
+    assert fed(state, counted(0.9, None)) == [] and state.ready
     assert state.dice() == {"organ": pytest.approx(0.9)}
     fed(state, counted(0.9, 0.0), times=1)
     assert not state.ready
 
 
+def test_a_class_that_is_not_shown_any_more_is_forgotten(state):
+    fed(state, counted(0.9, 0.0), times=1)
+    assert fed(state, counted(0.9, None), times=readiness.FORGET - 1) == [] and not state.ready
+    assert len(fed(state, counted(0.9, None), times=1)) == 1 and state.ready
+
+
 def test_without_any_class_shown_nothing_goes_on(state):
     (line,) = fed(state, counted(None, None), times=500)
     assert not state.ready and "have not shown any class" in line
-    assert state.reason() == "labeled patches have not shown any class"
 
 
 def test_iterations_without_a_class_do_not_lower_its_dice(state):
     """Its false positives elsewhere are no reason to wait: a rare class would never be known."""
-    started(state, counted(0.9, 0.9))
-    assert fed(state, counted(0.9, None), times=2000) == [] and state.ready
+    fed(state, counted(0.9, 0.9))
+    fed(state, counted(0.9, None), times=readiness.FORGET - 1)
+    assert state.ready and state.dice()["tumor"] == pytest.approx(0.9)
 
 
 def test_dice_is_of_sums_not_of_iterations(state):
@@ -94,21 +111,30 @@ def test_dice_is_of_sums_not_of_iterations(state):
     assert state.dice() == {"organ": pytest.approx(0.2, abs=0.02), "tumor": pytest.approx(0.8, abs=0.02)}
 
 
+def test_of_many_classes_the_lowest_are_named():
+    names = [f"organ{number}" for number in range(60)]
+    state = Readiness(OutputSpace(61), names, 0.5)
+    (line,) = fed(state, counted(*[0.4 + number / 1000 for number in range(60)]), times=1)
+    assert "organ0 0.400" in line and "organ4 0.404 and 55 more above" in line and "organ5 " not in line
+
+
 def test_a_threshold_of_0_is_always_ready_and_counts_nothing():
-    state = Readiness(OutputSpace(3), ("organ", "tumor"), 0, 5000)
-    assert state.ready and state.counts(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)) == {}
-    assert state.update({}) is None and state.seen == 0
+    state = Readiness(OutputSpace(3), ("organ", "tumor"), 0)
+    assert state.counts(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)) == {}
+    state.update({})
+    assert state.judge(5000, LENGTH) is None and state.ready and state.dice() == {}
 
 
 def test_state_round_trip(state):
-    started(state, counted(0.9, 0.9))
-    other = Readiness(OutputSpace(3), ("organ", "tumor"), 0.5, 5000)
+    fed(state, counted(0.9, 0.1))
+    other = Readiness(OutputSpace(3), ("organ", "tumor"), 0.5)
     other.load_state_dict(state.state_dict())
     assert other == state
-    assert fed(other, counted(0.9, 0.1), times=300) == fed(state, counted(0.9, 0.1), times=300) and other == state
-    off = Readiness(OutputSpace(3), ("organ", "tumor"), 0, 5000)
+    assert fed(other, counted(0.9, 0.9), times=300) == fed(state, counted(0.9, 0.9), times=300) and other == state
+    off = Readiness(OutputSpace(3), ("organ", "tumor"), 0)
+    fed(state, counted(0.1, 0.1), times=500)
     off.load_state_dict(state.state_dict())
-    assert not state.ready and off.ready
+    assert not state.ready and "count again" in off.judge(5000, LENGTH) and off.ready
 
 
 def test_counts_of_labels_leave_out_what_is_ignored(state):
@@ -121,7 +147,7 @@ def test_counts_of_labels_leave_out_what_is_ignored(state):
 
 
 def test_counts_of_regions_leave_out_what_is_ignored():
-    state = Readiness(OutputSpace(2, has_regions=True), ("whole", "core"), 0.5, 5000)
+    state = Readiness(OutputSpace(2, has_regions=True), ("whole", "core"), 0.5)
     target = torch.tensor([[[1, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]])[..., None]  # the last one: ignored
     logits = torch.tensor([[[1.0, -1, 2, -1, 3], [-1, 1, -1, -1, 1]]])[..., None]
     found = {name: (5 * part).tolist() for name, part in state.counts(logits, target).items()}
@@ -146,7 +172,8 @@ def test_until_it_is_ready_a_run_is_a_supervised_one(toy, labels):  # noqa: F811
     closed = waiting.curves.end_epoch(0)
     assert closed["weight/sam"] == closed["weight/consistency"] == 0
     assert "loss/consistency" not in closed and "loss/sam" not in closed
-    assert waiting.readiness.seen == 3 and waiting.readiness.dice().keys() == set(waiting.readiness.names)
+    assert waiting.readiness.dice().keys() == set(waiting.readiness.names)
+    assert closed["labeled_dice"] > 0
 
 
 @pytest.mark.parametrize("labels", [None, REGIONS], ids=["labels", "regions"])
@@ -157,16 +184,38 @@ def test_when_it_is_ready_both_terms_count(toy, monkeypatch, labels):  # noqa: F
     built.print_to_log_file = lambda *words, **_: lines.append(" ".join(map(str, words)))
     built.on_train_start()
     built.on_train_epoch_start()
-    built.readiness.ready = False
     built.readiness.mean = {name: [0.1] * len(built.readiness.names) for name in readiness.COUNTS}
     calls = []
     for _ in range(4):
         built.train_step(next(built.dataloader_train))
         calls.append(toy.calls)
     assert calls[0] == 0 and calls[1] > 0
-    assert len([line for line in lines if "count from now on" in line]) == 1
+    assert len([line for line in lines if "count again" in line]) == 1
     closed = built.curves.end_epoch(0)
-    assert closed["loss/consistency"] > 0 and closed["loss/sam"] >= 0
+    assert closed["loss/consistency"] > 0 and closed["loss/sam"] > 0 and 0 < closed["labeled_dice"] < 1
+
+
+def test_a_training_whose_start_is_over_ends_its_terms(toy):  # noqa: F811
+    built = trained(section=short(min_labeled_dice=1.0, num_epochs=4, num_iterations_per_epoch=4))  # 2 of 16 are free
+    used = built.curves.epochs["weight/consistency"]
+    assert used[0] > 0 and used[1:] == [0, 0, 0] and toy.calls == 2
+
+
+def test_while_waiting_the_method_makes_no_pseudo_labels(toy, monkeypatch):  # noqa: F811
+    calls = []
+    ask = EmaTeacher.__call__
+    monkeypatch.setattr(EmaTeacher, "__call__", lambda self, image: calls.append(1) or ask(self, image))
+    for guard, passes in ((True, 3), (False, 0)):
+        calls.clear()
+        trained(section=short(method="ua_mt", min_labeled_dice=1.0, collapse_guard=guard))
+        assert len(calls) == passes
+
+
+def test_what_is_ready_may_still_be_held(toy):  # noqa: F811
+    built = build(nnUNetTrainerSemiSAM, short())
+    assert built.unlabeled_terms_on
+    built.collapse.held = {"ball": "above"}
+    assert built.readiness.ready and not built.unlabeled_terms_on
 
 
 def test_its_dice_is_that_of_the_student_on_the_labeled_patches(toy, monkeypatch):  # noqa: F811
@@ -202,7 +251,7 @@ def test_a_resumed_run_goes_on_where_it_was(toy, tmp_path):  # noqa: F811
     resumed = build(nnUNetTrainerSemiSAM, short(min_labeled_dice=0.5))
     resumed.initialize()
     resumed.load_checkpoint(file)
-    assert resumed.readiness == built.readiness and resumed.readiness.seen == 3
+    assert resumed.readiness == built.readiness and not resumed.readiness.ready and resumed.readiness.dice()
 
 
 def test_a_run_from_before_there_was_a_threshold_goes_on(toy, tmp_path):  # noqa: F811
@@ -218,4 +267,7 @@ def test_a_run_from_before_there_was_a_threshold_goes_on(toy, tmp_path):  # noqa
     resumed.initialize()
     resumed.load_checkpoint(file)
     resumed.on_train_start()
-    assert any("min_labeled_dice was 0.0, is 0.5" in line for line in lines) and not resumed.readiness.ready
+    assert any("min_labeled_dice was 0.0, is 0.5" in line for line in lines)
+    resumed.on_train_epoch_start()
+    resumed.train_step(next(resumed.dataloader_train))
+    assert not resumed.readiness.ready

@@ -13,7 +13,7 @@ from nnunet_semisam import collapse
 RANKS = 2
 SECTION = {
     "seed": 7, "num_epochs": 1, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1,
-    "sam": {"min_voxels": 4, "min_agreement": 0, "tune": 3},
+    "sam": {"min_voxels": 4, "min_agreement": 0, "tune": 3}, "min_labeled_dice": 0.0,
 }  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def train(rank, root, more):
     trainer.run_training()
     content = {
         "student": trainer.network.state_dict(), "teacher": trainer.teacher.state_dict(), "trust": trainer.trust,
-        "asked": asked, "seen": torch.stack(seen), "losses": losses, "files": sorted(os.listdir(trainer.output_folder)),
+        "asked": asked, "seen": torch.stack(seen) if seen else None,
+        "readiness": trainer.readiness.state_dict(), "losses": losses, "files": sorted(os.listdir(trainer.output_folder)),
         "tuned": [tensor for g in trainer.sam_assisted.labeler.backend.generalists.values()
                   for tensor in g.network.state_dict().values()],
     }  # fmt: skip

@@ -37,3 +37,16 @@ def test_two_ranks_train_one_network(tmp_path, more):
     assert {"checkpoint_final.pth", "checkpoint_final_teacher.pth", "semisam.json", "semisam_tuned.pt"} <= {
         *one["files"]
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_ranks_wait_alike(tmp_path):
+    """Each has its own labeled patches; what they can do is added up."""
+    write_preprocessed(tmp_path / "nnUNet_preprocessed")
+    mp.spawn(train, (str(tmp_path), {"min_labeled_dice": 0.999}), nprocs=RANKS)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS))
+    assert one["readiness"] == two["readiness"] and not one["readiness"]["ready"]
+    assert one["seen"] is two["seen"] is None and all(
+        torch.equal(one["student"][k], two["student"][k]) for k in one["student"]
+    )
