@@ -261,7 +261,7 @@ def test_a_run_from_before_there_was_a_threshold_goes_on(toy, tmp_path):  # noqa
     checkpoint = torch.load(file, weights_only=False)
     del checkpoint[KEY]["configuration"]["min_labeled_dice"], checkpoint[KEY]["readiness"]
     torch.save(checkpoint, file)
-    resumed = build(nnUNetTrainerSemiSAM, short(min_labeled_dice=0.5))
+    resumed = build(nnUNetTrainerSemiSAM, short(min_labeled_dice=0.5, num_epochs=3))
     lines = []
     resumed.print_to_log_file = lambda *words, **_: lines.append(" ".join(map(str, words)))
     resumed.initialize()

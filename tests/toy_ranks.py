@@ -48,7 +48,8 @@ def train(rank, root, more):
     content = {
         "student": trainer.network.state_dict(), "teacher": trainer.teacher.state_dict(), "trust": trainer.trust,
         "asked": asked, "seen": torch.stack(seen) if seen else None,
-        "readiness": trainer.readiness.state_dict(), "losses": losses, "files": sorted(os.listdir(trainer.output_folder)),
+        "readiness": trainer.readiness.state_dict(), "losses": losses,
+        "files": sorted(os.listdir(trainer.output_folder)),
         "tuned": [tensor for g in trainer.sam_assisted.labeler.backend.generalists.values()
                   for tensor in g.network.state_dict().values()],
     }  # fmt: skip
