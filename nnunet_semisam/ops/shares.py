@@ -9,11 +9,12 @@ from torch import Tensor
 
 def shares_of_labels(labels: Int64[Tensor, "B *S"], count: int) -> Float[Tensor, "B M"]:
     """Share of each label below `count`, and of all of them; the ignore label is `count`. Sums of ones are exact."""
-    flat = labels.flatten(1)
-    sums = torch.zeros(len(flat), count + 1, device=flat.device)
-    sums.scatter_add_(1, flat, torch.ones((), device=flat.device).expand_as(flat))
+    rows = labels.flatten(2)  # counted one by one: a whole patch in one row would have every thread add to a few sums
+    sums = torch.zeros(*rows.shape[:2], count + 1, device=rows.device)
+    sums.scatter_add_(2, rows, torch.ones((), device=rows.device).expand_as(rows))
+    sums = sums.sum(1)
     sums[:, count] = sums[:, :count].sum(1)
-    return sums / flat.shape[1]
+    return sums / rows[0].numel()
 
 
 def shares_of_regions(inside: Bool[Tensor, "B K *S"], ignored: Bool[Tensor, "B *S"] | None) -> Float[Tensor, "B M"]:
