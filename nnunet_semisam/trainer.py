@@ -6,16 +6,14 @@ planning, augmentation, validation and prediction stay its own.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_semisam import cascade, resume, stream
 from nnunet_semisam.checkpoint import (
@@ -38,6 +36,7 @@ from nnunet_semisam.guards import GRADIENT, SKIPPED, StepGuard, fetch, not_finit
 from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.optimization import Optimization
 from nnunet_semisam.readiness import Readiness
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
@@ -46,13 +45,8 @@ from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
 from nnunet_semisam.types import LabeledBatch
 
-if TYPE_CHECKING:
-    Base: TypeAlias = nnUNetTrainer
-else:
-    Base = object
 
-
-class SemiSAM(Base):
+class SemiSAM(Optimization):
     """Mixin for nnU-Net trainers: `class MyTrainer(SemiSAM, nnUNetTrainerDA5)`.
 
     Configuration: defaults < `preset` of the class < `semisam` section of the configuration in the plans file. With
@@ -61,7 +55,6 @@ class SemiSAM(Base):
 
     preset = SemiSAMConfig()
     uses_sam = True  # False: without SAM, whatever the section says
-    max_gradient_norm = 12.0  # nnU-Net's; set it to what the other parent class clips at
 
     def __init__(
         self,
@@ -235,33 +228,6 @@ class SemiSAM(Base):
     def unlabeled_terms_on(self) -> bool:
         """Do unlabeled patches teach the student now?"""
         return self.readiness.ready and not self.collapse.held
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """As nnU-Net has it: mixed precision on CUDA, nothing elsewhere."""
-        return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
-
-    def without_gradient_exchange(self) -> contextlib.AbstractContextManager:
-        """DDP's `no_sync`; nothing without DDP."""
-        return self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else contextlib.nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of `loss`, scaled where mixed precision is on."""
-        if loss.requires_grad:
-            (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
-
-    def clipped_norm(self) -> torch.Tensor:
-        """Clips the gradient norm; returns what it was."""
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)
-
-    def step_optimizer(self) -> None:
-        """One step; under mixed precision only if the gradient is finite."""
-        if self.grad_scaler is None:
-            self.optimizer.step()
-        else:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
 
     def record(self, losses: dict, norm: torch.Tensor, pseudo: dict, counts: dict, asks_sam: bool) -> list[float]:
         """Notes the numbers of this iteration, in one transfer from the device; returns which are not finite."""
