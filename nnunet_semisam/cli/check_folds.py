@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,12 @@ from nnunet_semisam.data.preprocess import raw_folder_of
 from nnunet_semisam.data.previous_stage import missing_stage
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import (
+    DEFAULT_FOLDS,
     collision_problems,
     no_case_message,
     num_folds,
     read_split,
+    too_few_for_default,
     training_cases_in_val,
 )
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from nnunet_semisam.cli.check import Report
     from nnunet_semisam.cli.check_images import Images
     from nnunet_semisam.config import SemiSAMConfig
-
-DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where no splits_final.json is given
 
 
 def check_folds(
@@ -67,8 +66,8 @@ def _check_splits(
     place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
     report.problem(*collision_problems(images.usable, known, place))
     splits = {}
-    if fold != "all" and not splits_file.is_file():
-        _check_default_split(splits_file, known, report, fold=fold, name=name)
+    if fold is None and not splits_file.is_file():
+        _announce_default_split(splits_file, known, report, name=name)
     for number in range(report.attempt(num_folds, splits_file) or 0) if fold is None else [fold]:
         split = report.attempt(read_split, splits_file, number, known=known, allow_unlabeled_val=allow_unlabeled_val)
         if split:
@@ -84,27 +83,18 @@ def _check_splits(
             )
     hidden = sorted({case for split in splits.values() for case in split.unlabeled})
     if required and not any(images) and not hidden and (splits or fold is None):
-        report.problem(no_case_message(place, splits_file, "(any)" if fold is None else fold))
+        report.problem(no_case_message(place, splits_file, fold))
     return hidden
 
 
-def _check_default_split(
-    splits_file: Path, known: list[str], report: Report, *, fold: int | str | None, name: str
-) -> None:
-    """What becomes of a data set whose splits nnU-Net is to make: five folds, if there are cases enough."""
-    enough = len(known) >= DEFAULT_FOLDS
-    if fold is None:
-        writes = "; nnU-Net writes it when the first training starts" if enough else ""
-        report.facts.append(f"{name}: folds 0 to 4 not checked, there is no {splits_file.name} yet{writes}")
-    if enough:
-        return
-    example = json.dumps([{"train": known[:-1], "val": known[-1:]}])
-    cure = f"write it yourself, for instance {example}, or train fold all" if len(known) > 1 else "train fold all"
-    tell = report.warning if fold is None else report.problem  # fold "all" may be meant; a fold that is asked for fails
-    tell(
-        f"{splits_file} does not exist, and nnU-Net's own split into {DEFAULT_FOLDS} folds fails with {len(known)} "
-        f"labeled case(s): {cure}."
-    )
+def _announce_default_split(splits_file: Path, known: list[str], report: Report, *, name: str) -> None:
+    """What becomes of a data set whose splits nnU-Net is to make: five folds, if there are cases enough.
+
+    Too few are no problem yet: fold "all" may be meant.
+    """
+    writes = "; nnU-Net writes it when the first training starts" if len(known) >= DEFAULT_FOLDS else ""
+    report.facts.append(f"{name}: folds 0 to 4 not checked, there is no {splits_file.name} yet{writes}")
+    report.warning(*too_few_for_default(splits_file, known))
 
 
 def _check_previous_stage(

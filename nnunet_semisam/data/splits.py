@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_FOLDS = 5  # nnU-Net's cross-validation, where no splits_final.json is given
 WHERE_TO_PUT = (
     "There are two places for them, which may be used together: images without labels in the folder {images}, named "
     'like those of imagesTr; and a list "unlabeled" of case names beside "train" and "val" of the fold in {splits}, '
@@ -47,6 +48,8 @@ def read_split(
     """
     split = _read(Path(splits_file), fold)
     problems = split_problems(split, splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
+    if fold != "all":
+        problems += _choice_problems(split, Path(splits_file), fold, known)
     if problems:
         raise ValueError("\n".join(problems))
     return split
@@ -94,6 +97,19 @@ def split_problems(
     return problems
 
 
+def too_few_for_default(splits_file: str | Path, known: Collection[str]) -> list[str]:
+    """A sentence if nnU-Net is to make five folds out of fewer labeled cases, which it cannot."""
+    if Path(splits_file).is_file() or len(known) >= DEFAULT_FOLDS:
+        return []
+    cases = sorted(known)
+    example = json.dumps([{"train": cases[:-1], "val": cases[-1:]}])
+    cure = f"write it yourself, for instance {example}, or train fold all" if len(cases) > 1 else "train fold all"
+    return [
+        f"{splits_file} does not exist, and nnU-Net's own split into {DEFAULT_FOLDS} folds fails with {len(cases)} "
+        f"labeled case(s): {cure}."
+    ]
+
+
 def training_cases_in_val(split: Split, splits_file: str | Path, fold: int | str) -> list[str]:
     """A sentence if the validation of a fold measures cases that it trains on; nnU-Net allows it."""
     both = sorted(set(split.labeled) & set(split.val))
@@ -111,11 +127,11 @@ def collision_problems(raw_cases: Iterable[str], known: Collection[str], images_
     ]
 
 
-def no_case_message(images_folder: str | Path, splits_file: str | Path, fold: int | str) -> str:
-    """What a user reads who has given no unlabeled case at all."""
+def no_case_message(images_folder: str | Path, splits_file: str | Path, fold: int | str | None) -> str:
+    """What a user reads who has given no unlabeled case at all; fold None: for any fold."""
     places = WHERE_TO_PUT.format(images=images_folder, splits=splits_file)
     note = ' Fold "all" trains on every labeled case, so only imagesUn counts for it.' if fold == "all" else ""
-    return f"no unlabeled case found for fold {fold}. {places}{note}"
+    return f"no unlabeled case found for {'any fold' if fold is None else f'fold {fold}'}. {places}{note}"
 
 
 def names(cases: Sequence[str], limit: int = 5) -> str:
@@ -163,6 +179,18 @@ def _read(splits_file: Path, fold: int | str) -> Split:
             f'({_numbers(len(splits))}), or remove the "unlabeled" lists if these labels may be seen.'
         )
     return Split()
+
+
+def _choice_problems(split: Split, splits_file: Path, fold: int | str, known: Collection[str]) -> list[str]:
+    """What nnU-Net would stop at only later: a fold without cases to train on or to validate on, or none at all."""
+    if int(fold) >= num_folds(splits_file):
+        return too_few_for_default(splits_file, known)
+    empty = [key for key, cases in (("train", split.labeled), ("val", split.val)) if not cases]
+    return [
+        f'fold {fold} of {splits_file}: "{key}" is missing or empty, but nnU-Net needs at least one case there; '
+        "with one labeled case train fold all instead, or put it into both lists (its Dice flatters)."
+        for key in empty
+    ]
 
 
 def _numbers(count: int) -> str:

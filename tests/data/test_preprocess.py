@@ -293,7 +293,8 @@ def test_the_pool_adds_both_sources(toy):
 
 
 def test_an_empty_pool_and_a_shared_name_are_told(toy, monkeypatch):
-    toy.preprocessed_case("a")
+    for case in "abcde":
+        toy.preprocessed_case(case)
     with pytest.raises(ValueError, match="no unlabeled case.*imagesUn.*splits_final.json"):
         unlabeled_pool(*toy.managers(), 0)
     toy.image("a")

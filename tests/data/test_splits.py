@@ -40,7 +40,33 @@ def test_all_and_a_fold_beyond_the_file_are_nnunets_own_where_no_fold_hides_a_ca
     file = splits_file({"train": ["a"], "unlabeled": [], "val": ["d"]})
     assert read_split(file, "all", known=KNOWN) == Split()
     assert read_split(file, 1, known=KNOWN) == Split()
-    assert read_split(tmp_path / "none.json", 0, known=KNOWN) == Split()
+    assert read_split(tmp_path / "none.json", 0, known=(*KNOWN, "e")) == Split()
+
+
+@pytest.mark.parametrize(("known", "cure"), [(KNOWN, '"val": ["d"]}], or train fold all'), ("a", ": train fold all")])
+def test_fewer_cases_than_folds_of_nnunet_are_told_before_it_fails(tmp_path, known, cure):
+    with pytest.raises(ValueError, match=f"fails with {len(known)} labeled") as error:
+        read_split(tmp_path / "none.json", 0, known=known)
+    assert cure in str(error.value)
+    assert read_split(tmp_path / "none.json", "all", known=known) == Split()
+
+
+@pytest.mark.parametrize(
+    ("fold", "empty"),
+    [
+        ({"train": ["a"]}, ["val"]),
+        ({"train": ["a"], "val": []}, ["val"]),
+        ({"val": ["a"]}, ["train"]),
+        ({}, ["train", "val"]),
+    ],
+)
+def test_a_fold_without_cases_to_train_or_validate_on_is_refused(splits_file, fold, empty):
+    file = splits_file(fold)
+    with pytest.raises(ValueError) as error:
+        read_split(file, 0, known=KNOWN)
+    assert [line for line in str(error.value).split("\n") if "is missing or empty" in line and str(file) in line] != []
+    assert all(f'"{key}" is missing' in str(error.value) for key in empty)
+    assert str(error.value).count("train fold all") == len(empty)
 
 
 @pytest.mark.parametrize("fold", ["all", 2, "7"])
