@@ -30,6 +30,7 @@ WINDOW = 100  # iterations that the averages look back on
 FORGET = 1000  # iterations after which a class that was not shown again does not matter
 MARGIN = 0.9  # of the threshold: below it the terms end, so that they do not come and go
 NAMED = 5  # classes in a message
+NOT_COUNTED = "unlabeled patches did not count at the end"
 COUNTS = ("overlap", "predicted", "shown")
 
 
@@ -90,7 +91,7 @@ class Readiness:
         """Why unlabeled patches do not count, in words."""
         dice = self.dice()
         found = f"Dice on labeled patches {_lowest(dice)}" if dice else "labeled patches have not shown any class yet"
-        return f"{found}; min_labeled_dice is {self.threshold} (0 switches this off)"
+        return f"{found}; min_labeled_dice is {self.threshold}"
 
     def dice(self) -> dict[str, float]:
         """The moving Dice of every class that labeled patches show."""

@@ -37,7 +37,7 @@ from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.optimization import Optimization
-from nnunet_semisam.readiness import Readiness
+from nnunet_semisam.readiness import NOT_COUNTED, Readiness
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.teacher import EmaTeacher
@@ -211,7 +211,8 @@ class SemiSAM(Optimization):
         super().on_train_end()
         if self.teacher is not None and not self.readiness.ready:
             self.print_to_log_file(
-                f"WARNING: semisam: unlabeled patches did not count at the end: {self.readiness.reason()}"
+                f"WARNING: semisam: {NOT_COUNTED}: {self.readiness.reason()}. Train longer, or look at the labels; "
+                "min_labeled_dice = 0 lets unlabeled patches count all the same, and can lose a class"
             )
         if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
             write_teacher_checkpoint(self.output_folder)

@@ -67,13 +67,13 @@ def find_dataset(given: str) -> RawDataset:
     Raises:
         ValueError: no such folder, not nnU-Net's raw format, or files of a case are missing.
     """
-    folder = Path(given).expanduser()
-    if not folder.is_dir() and (raw := os.environ.get(RAW)):
-        folder = Path(raw) / given
-    folder = folder.resolve()
+    raw = os.environ.get(RAW)
+    places = [Path(given).expanduser().resolve(), *([(Path(raw) / given).resolve()] if raw else [])]
+    folder = next((place for place in places if place.is_dir()), places[0])
     if not (folder / "dataset.json").is_file():
+        files = " or ".join(str(place / "dataset.json") for place in dict.fromkeys(places))
         raise ValueError(
-            f"data set {given!r}: no file {folder / 'dataset.json'}; give the path of a raw data set folder"
+            f"data set {given!r}: no file {files}; give the path of a raw data set folder, or its name in {RAW}"
         )
     if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
         raise ValueError(f"data set {given!r}: the folder {folder.name!r} is not named like Dataset123_Name")

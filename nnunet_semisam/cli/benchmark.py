@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> dict[str, str]:
     from nnunet_semisam.benchmark.launch import Launcher, cores, slots
     from nnunet_semisam.benchmark.measure import measure_arms
+    from nnunet_semisam.benchmark.metrics import require_monai
     from nnunet_semisam.benchmark.planning import plan_steps
     from nnunet_semisam.benchmark.protocol import read_protocol
     from nnunet_semisam.benchmark.run import list_runs, run_benchmark
@@ -145,6 +146,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     not_timed = measure_arms(work, protocol, places) if args.measure else {}
     if args.dry_run:
         print(list_runs(plan_steps(work, protocol, Launcher()), protocol, len(places)))
+        require_monai()
         return not_timed
     errors = run_benchmark(work, protocol, places)
     print(f"results: {work / 'results.html'}")

@@ -73,7 +73,7 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
 
     manager, content = planned.plans_manager, planned.dataset_json
     num_files, volumes = files_per_case(raw_folder, content), has_volumes(manager)
-    for case, files in tqdm(cases.items()):
+    for case, files in tqdm(cases.items(), desc="Checking unlabeled images"):
         found.clear()
         reader = manager.image_reader_writer_class()
         found.extend(open_problems({case: files}, reader, content, num_files=num_files, volumes=volumes, look=look))

@@ -180,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
     if folds := trained_folds(plans_file, name):
         print(
-            f"WARNING: trained already: {', '.join(folds)}. What is trained from now on goes beside it with this "
-            "section; take another --name to keep them apart",
+            f"WARNING: trained already: {', '.join(folds)}. Another training with the same trainer and fold "
+            "overwrites it; take another --name to keep both",
             file=sys.stderr,
         )
     for missing in missing_files(written):
@@ -197,12 +197,13 @@ def _device() -> str:
 
 
 def trained_folds(plans_file: Path, name: str) -> list[str]:
-    """Folders of folds that were trained under the configuration, whatever the trainer."""
+    """Folders of folds that hold a checkpoint of the configuration, whatever the trainer."""
     from nnunetv2.paths import nnUNet_results
 
     if not nnUNet_results.is_set():
         return []
-    found = (Path(str(nnUNet_results)) / plans_file.parent.name).glob(f"*__{plans_file.stem}__{name}/fold_*")
+    results = Path(str(nnUNet_results)) / plans_file.parent.name
+    found = {file.parent for file in results.glob(f"*__{plans_file.stem}__{name}/fold_*/checkpoint_*.pth")}
     return [f"{folder.parent.name}/{folder.name}" for folder in sorted(found)]
 
 

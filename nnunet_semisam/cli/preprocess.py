@@ -14,8 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         planned = PlannedDataset.open(args.d, args.p)
-        skips = args.skip_bad or switched_on(planned, args.c, "skip_bad")
-        skipped: list[str] | None = [] if skips else None
+        section_skips = switched_on(planned, args.c, "skip_bad")
+        skipped: list[str] | None = [] if args.skip_bad or section_skips else None
         counts = preprocess_dataset(
             args.d, configurations=args.c, plans_name=args.p, num_processes=args.np, skipped=skipped
         )
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{identifier}_unlabeled: {count} unlabeled case(s) ready")
     if skipped:
         print("\n  - ".join(["skipped (--skip-bad, or the key skip_bad):", *dict.fromkeys(skipped)]))
+        if not section_skips:
+            print("training stops at these unless the section has skip_bad=true (nnUNetv2_semisam_plan --set)")
     for folder, count in predicted.items():
         print(f"{folder}: {count} prediction(s) of the previous stage ready")
     return 0
@@ -68,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: %(default)s)")
     parser.add_argument("-np", type=_positive, metavar="N", help="number of processes (default: that of nnU-Net)")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out images that cannot be used, and list them at the end"
+        "--skip-bad",
+        action="store_true",
+        help="leave out images that cannot be used, and list them at the end (this command only: training looks at "
+        "the key skip_bad of the section)",
     )
     cascade = parser.add_argument_group("cascades, like 3d_cascade_fullres in -c, whose previous stage is trained")
     cascade.add_argument("-f", nargs="+", type=_fold, metavar="FOLD", help="folds of the cascade: numbers or all")

@@ -20,6 +20,7 @@ from nnunet_semisam.demo.dataset import (
     write_plan,
 )
 from nnunet_semisam.demo.phantom import ORGANS
+from nnunet_semisam.readiness import NOT_COUNTED
 
 TRAINER = "nnUNetTrainerSemiSAM"
 TEACHER = "SemiSAM teacher"
@@ -59,7 +60,7 @@ def run_demo(folder: Path, settings: Settings, *, device: str = "cpu") -> Scores
     steps.begin("compare")
     scores = score(place, settings)
     (folder / "scores.json").write_text(json.dumps({"dice": scores, "degradations": kinds}, indent=2))
-    print(f"\n{table(scores)}\n\n{CAPTION}\n")
+    print(f"\n{table(scores)}\n\n{CAPTION}\n{waited(place)}")
     draw(place, settings, scores)
     steps.end()
     return scores
@@ -121,6 +122,12 @@ def table(scores: Scores) -> str:
         note = "" if row == first else f"{better:>6} of {len(cases)}"
         lines.append(f"{row:<28}" + "".join(f"{number:>10.3f}" for number in numbers) + note)
     return "\n".join(lines)
+
+
+def waited(place: Place) -> str:
+    """What the training says if the unlabeled phantoms did not count at its end."""
+    lines = (place.logs / f"train_{SEMISAM}.txt").read_text(errors="replace").splitlines()
+    return "".join(f"\n{line}\n" for line in lines if NOT_COUNTED in line)
 
 
 def draw(place: Place, settings: Settings, scores: Scores) -> None:

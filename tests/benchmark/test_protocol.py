@@ -180,3 +180,14 @@ def test_a_wrong_data_set_says_what_is_missing(tmp_path, change, message):
     change(folder)
     with pytest.raises(ValueError, match=message):
         find_dataset(str(folder))
+
+
+def test_a_data_set_is_looked_for_here_and_in_nnunet_raw(tmp_path, monkeypatch):
+    folder = raw_dataset(tmp_path / "raw").folder
+    monkeypatch.setenv("nnUNet_raw", str(folder.parent))
+    monkeypatch.chdir(tmp_path)
+    assert find_dataset(folder.name).folder == folder
+    with pytest.raises(ValueError) as error:
+        find_dataset("raw/Dataset999_None")
+    for place in (tmp_path / "raw", folder.parent / "raw"):
+        assert str(place / "Dataset999_None" / "dataset.json") in str(error.value)

@@ -194,7 +194,13 @@ def test_editing_what_was_trained_already_is_warned_of(toy, tmp_path, monkeypatc
     main(["-d", "901"])
     assert "trained already" not in capsys.readouterr().err
     for name in ("3d_fullres_semisam", "3d_fullres"):
-        (tmp_path / "results" / NAME / f"nnUNetTrainerSemiSAM__nnUNetPlans__{name}" / "fold_0").mkdir(parents=True)
+        fold = tmp_path / "results" / NAME / f"nnUNetTrainerSemiSAM__nnUNetPlans__{name}" / "fold_0"
+        fold.mkdir(parents=True)
+        (fold / "checkpoint_latest.pth").touch()
+        fold.with_name("fold_1").mkdir()  # stopped before anything was saved
     main(["-d", "901", "--set", "num_epochs=3"])
     told = capsys.readouterr().err
-    assert "WARNING: trained already: nnUNetTrainerSemiSAM__nnUNetPlans__3d_fullres_semisam/fold_0. " in told
+    assert (
+        "WARNING: trained already: nnUNetTrainerSemiSAM__nnUNetPlans__3d_fullres_semisam/fold_0. " in told
+        and "fold_1" not in told
+    )

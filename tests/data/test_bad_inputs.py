@@ -317,7 +317,8 @@ def test_the_command_skips_only_when_asked_to_and_lists_at_the_end(planned, caps
     told = capsys.readouterr().out.strip().splitlines()
     place = told.index("skipped (--skip-bad, or the key skip_bad):")
     assert place > told.index("nnUNetPlans_2d_unlabeled: 1 unlabeled case(s) ready")
-    assert len(told) == place + 3 and "label.nii.gz" in told[-2] and f"bad_0000{ENDING}" in told[-1]
+    assert len(told) == place + 4 and "label.nii.gz" in told[-3] and f"bad_0000{ENDING}" in told[-2]
+    assert "unless the section has skip_bad=true" in told[-1]
 
 
 def test_nothing_left_is_an_error_all_the_same(planned, capsys):

@@ -13,8 +13,8 @@ import pytest
 
 from nnunet_semisam.cli import demo
 from nnunet_semisam.demo.commands import CommandFailed, Place
-from nnunet_semisam.demo.dataset import NAME
-from nnunet_semisam.demo.run import RUNS, table
+from nnunet_semisam.demo.dataset import NAME, SEMISAM
+from nnunet_semisam.demo.run import RUNS, table, waited
 
 ROWS = {"supervised": (0.5, 0.3), "SemiSAM student": (0.6, 0.1), "SemiSAM teacher": (0.9, 0.7)}
 SCORES = {row: {"a": {"organ 1": one, "organ 2": two}} for row, (one, two) in ROWS.items()}
@@ -26,6 +26,15 @@ def test_table_shows_losses_as_well_as_wins():
     assert lines[1].split()[-3:] == ["0.500", "0.300", "0.400"]
     assert lines[2].split()[-4:] == ["0.350", "0", "of", "1"]
     assert lines[3].split()[-4:] == ["0.800", "1", "of", "1"]
+
+
+def test_that_the_unlabeled_phantoms_did_not_count_is_told(tmp_path):
+    place = Place(tmp_path)
+    log = place.logs / f"train_{SEMISAM}.txt"
+    log.write_text("Epoch 0\nDone\n")
+    assert waited(place) == ""
+    log.write_text("Epoch 0\n12:00: WARNING: semisam: unlabeled patches did not count at the end: Dice 0.1\nDone\n")
+    assert waited(place).strip() == log.read_text().splitlines()[1]
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
