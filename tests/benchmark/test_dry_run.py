@@ -13,6 +13,7 @@ from nnunet_semisam.benchmark.progress import kind
 from nnunet_semisam.benchmark.run import list_runs, run_benchmark
 from nnunet_semisam.benchmark.runs import expand, write_json
 from nnunet_semisam.benchmark.steps import Steps, scoring
+from nnunet_semisam.cli.benchmark import main
 
 LOG = "2026-01-01 10:00:01.500000: Epoch 0 \nx: Epoch time: 2.0 s \n"
 
@@ -81,3 +82,25 @@ def test_without_monai_nothing_is_started(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"nnunet_semisam\[benchmark\]"):
         run_benchmark(tmp_path / "work", used, [Slot("cpu")])
     assert not (tmp_path / "work").exists()
+
+
+def test_the_dry_run_lists_everything_and_then_tells_that_monai_is_missing(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "monai" else find(name, *more))
+    folder = str(raw_dataset(tmp_path).folder)
+    with pytest.raises(SystemExit, match="MONAI: pip install"):
+        main(
+            [
+                str(tmp_path / "work"),
+                "--datasets",
+                folder,
+                "--budgets",
+                "2",
+                "--draws",
+                "0",
+                "--arms",
+                "supervised",
+                "--dry-run",
+            ]
+        )
+    assert "1 of 1 runs to do" in capsys.readouterr().out
