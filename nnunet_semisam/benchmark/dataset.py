@@ -69,7 +69,7 @@ def find_dataset(given: str) -> RawDataset:
     """
     raw = os.environ.get(RAW)
     places = [Path(given).expanduser().resolve(), *([(Path(raw) / given).resolve()] if raw else [])]
-    folder = next((place for place in places if place.is_dir()), places[0])
+    folder = next((place for place in places if (place / "dataset.json").is_file()), places[0])
     if not (folder / "dataset.json").is_file():
         files = " or ".join(str(place / "dataset.json") for place in dict.fromkeys(places))
         raise ValueError(

@@ -143,6 +143,8 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--workers must be at least 1 and --loaders at least 0")
     devices = _devices(args.devices)
     places = slots(devices, args.workers or len(devices), cores(), args.loaders)
+    if args.measure:
+        require_monai()
     not_timed = measure_arms(work, protocol, places) if args.measure else {}
     if args.dry_run:
         print(list_runs(plan_steps(work, protocol, Launcher()), protocol, len(places)))

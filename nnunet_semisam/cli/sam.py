@@ -93,7 +93,7 @@ def fetch_checkpoint(name: str, url: str | None = None, sha256: str | None = Non
     if known.backend in list_backends():
         print(f"use it with: nnUNetv2_semisam_plan -d ID --sam {known.backend} --set sam.checkpoint={known.file}")
     else:
-        print("no backend of this version loads it: a SAM of your own is one file, see docs/extending.md of the repository")
+        print("no backend of this version loads it: a SAM of your own is one file (docs/extending.md)")
     return 0
 
 

@@ -105,8 +105,8 @@ def make_missing(
     if failures and skipped is None:
         raise ValueError(
             f"{len(failures)} of {len(cases)} unlabeled cases could not be preprocessed; correct or remove these files "
-            "and start again (the others are done), or leave them out with skip_bad=true in the section:\n"
-            + "\n".join(failures.values())
+            "and start again (the others are done), or leave them out with skip_bad=true in the section of the "
+            "configuration (nnUNetv2_semisam_preprocess, for itself: --skip-bad):\n" + "\n".join(failures.values())
         )
     if skipped is not None:
         skipped += failures.values()

@@ -35,7 +35,8 @@ def list_unlabeled(
     if sentences and skipped is None:
         raise ValueError(
             "\n".join(sentences) + "\nNothing was preprocessed. Correct or remove these, or leave them out with "
-            "skip_bad=true in the section. nnUNetv2_semisam_check lists what is wrong inside the images, too."
+            "skip_bad=true in the section of the configuration (nnUNetv2_semisam_preprocess, for itself: --skip-bad). "
+            "nnUNetv2_semisam_check lists what is wrong inside the images, too."
         )
     if skipped is not None:
         skipped += sentences

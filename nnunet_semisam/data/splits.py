@@ -48,10 +48,7 @@ def read_split(
     """
     split = _read(Path(splits_file), fold)
     problems = split_problems(split, splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
-    if fold != "all":
-        problems += _choice_problems(split, Path(splits_file), fold, known)
-    if problems:
-        raise ValueError("\n".join(problems))
+    _refuse([*problems, *_choice_problems(split, Path(splits_file), fold, known)])
     return split
 
 
@@ -61,7 +58,8 @@ def training_cases(splits_file: str | Path, fold: int | str, *, known: Collectio
     Raises:
         ValueError: as `read_split`; or the fold is not in the file, so that nnU-Net has not chosen its cases yet.
     """
-    split = read_split(splits_file, fold, known=known, allow_unlabeled_val=True)
+    split = _read(Path(splits_file), fold)
+    _refuse(split_problems(split, splits_file, fold, known=known, allow_unlabeled_val=True))
     if fold == "all":
         return tuple(sorted(known))
     if not split.labeled:
@@ -182,15 +180,27 @@ def _read(splits_file: Path, fold: int | str) -> Split:
 
 
 def _choice_problems(split: Split, splits_file: Path, fold: int | str, known: Collection[str]) -> list[str]:
-    """What nnU-Net would stop at only later: a fold without cases to train on or to validate on, or none at all."""
-    if int(fold) >= num_folds(splits_file):
-        return too_few_for_default(splits_file, known)
-    empty = [key for key, cases in (("train", split.labeled), ("val", split.val)) if not cases]
-    return [
-        f'fold {fold} of {splits_file}: "{key}" is missing or empty, but nnU-Net needs at least one case there; '
-        "with one labeled case train fold all instead, or put it into both lists (its Dice flatters)."
-        for key in empty
-    ]
+    """What nnU-Net would stop at only later: nothing to train on, or nothing to validate on."""
+    where = f"fold {fold} of {splits_file}"
+    if fold == "all":
+        return []
+    if int(fold) >= num_folds(splits_file):  # nnU-Net makes it: five folds, or four fifths drawn at random
+        few = [f"{where}: nnU-Net draws it from {len(known)} labeled case(s), which are too few: train fold all."]
+        return too_few_for_default(splits_file, known) or (few if len(known) < 2 else [])
+    problems = []
+    if not split.labeled:
+        problems.append(f'{where}: "train" is missing or empty; name at least one labeled case there.')
+    if not split.val:
+        problems.append(
+            f'{where}: "val" is missing or empty, and nnU-Net validates on at least one case; name one there, if '
+            'need be one of "train" (its Dice flatters).'
+        )
+    return problems
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _numbers(count: int) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
-def shares_of_labels(labels: Int64[Tensor, "B *S"], count: int) -> Float[Tensor, "B M"]:
+def shares_of_labels(labels: Int64[Tensor, "B X *S"], count: int) -> Float[Tensor, "B M"]:
     """Share of each label below `count`, and of all of them; the ignore label is `count`. Sums of ones are exact."""
     rows = labels.flatten(2)  # counted one by one: a whole patch in one row would have every thread add to a few sums
     sums = torch.zeros(*rows.shape[:2], count + 1, device=rows.device)

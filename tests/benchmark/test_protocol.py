@@ -187,6 +187,8 @@ def test_a_data_set_is_looked_for_here_and_in_nnunet_raw(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(folder.parent))
     monkeypatch.chdir(tmp_path)
     assert find_dataset(folder.name).folder == folder
+    (tmp_path / folder.name).mkdir()  # results of it, for instance
+    assert find_dataset(folder.name).folder == folder
     with pytest.raises(ValueError) as error:
         find_dataset("raw/Dataset999_None")
     for place in (tmp_path / "raw", folder.parent / "raw"):

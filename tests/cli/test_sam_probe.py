@@ -97,10 +97,12 @@ def test_a_fold_that_nobody_has_chosen(tmp_path):
     file = tmp_path / "splits_final.json"
     with pytest.raises(ValueError, match='fold 0 has no "train" cases'):
         training_cases(file, 0, known=list("abcde"))
-    with pytest.raises(ValueError, match=r"fails with 2 labeled case\(s\): write it yourself"):
+    with pytest.raises(ValueError, match='fold 0 has no "train" cases.*-f all takes every labeled case'):
         training_cases(file, 0, known=["a", "b"])
     assert training_cases(file, "all", known=["b", "a"]) == ("a", "b")
     file.write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
+    assert training_cases(file, 0, known=["a", "b"]) == ("a",)
+    file.write_text(json.dumps([{"train": ["a"]}]))  # nobody validates here
     assert training_cases(file, 0, known=["a", "b"]) == ("a",)
 
 

@@ -64,9 +64,18 @@ def test_a_fold_without_cases_to_train_or_validate_on_is_refused(splits_file, fo
     file = splits_file(fold)
     with pytest.raises(ValueError) as error:
         read_split(file, 0, known=KNOWN)
-    assert [line for line in str(error.value).split("\n") if "is missing or empty" in line and str(file) in line] != []
-    assert all(f'"{key}" is missing' in str(error.value) for key in empty)
-    assert str(error.value).count("train fold all") == len(empty)
+    begins = [f'fold 0 of {file}: "{key}" is missing or empty' for key in empty]
+    lines = str(error.value).split("\n")
+    assert len(lines) == len(begins) and all(map(str.startswith, lines, begins))
+    assert read_split(file, "all", known=KNOWN) == Split()
+
+
+def test_one_case_is_too_few_for_a_fold_that_nnunet_draws(splits_file):
+    file = splits_file({"train": ["a"], "val": ["a"]})
+    assert read_split(file, 0, known="a").labeled == ("a",)
+    with pytest.raises(ValueError, match="fold 1 of .* too few: train fold all"):
+        read_split(file, 1, known="a")
+    assert read_split(file, 1, known="ab") == Split()
 
 
 @pytest.mark.parametrize("fold", ["all", 2, "7"])
