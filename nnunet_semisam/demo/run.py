@@ -20,7 +20,6 @@ from nnunet_semisam.demo.dataset import (
     write_plan,
 )
 from nnunet_semisam.demo.phantom import ORGANS
-from nnunet_semisam.readiness import NOT_COUNTED
 
 TRAINER = "nnUNetTrainerSemiSAM"
 TEACHER = "SemiSAM teacher"
@@ -126,6 +125,8 @@ def table(scores: Scores) -> str:
 
 def waited(place: Place) -> str:
     """What the training says if the unlabeled phantoms did not count at its end."""
+    from nnunet_semisam.readiness import NOT_COUNTED  # with torch, which nothing before needs in this process
+
     lines = (place.logs / f"train_{SEMISAM}.txt").read_text(errors="replace").splitlines()
     return "".join(f"\n{line}\n" for line in lines if NOT_COUNTED in line)
 
