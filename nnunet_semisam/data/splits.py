@@ -56,7 +56,8 @@ def training_cases(splits_file: str | Path, fold: int | str, *, known: Collectio
     """The cases whose labels the training of `fold` sees, and no others.
 
     Raises:
-        ValueError: as `read_split`; or the fold is not in the file, so that nnU-Net has not chosen its cases yet.
+        ValueError: the lists of the fold are wrong (`split_problems`); or the fold is not in the file, so that nnU-Net
+            has not chosen its cases yet.
     """
     split = _read(Path(splits_file), fold)
     _refuse(split_problems(split, splits_file, fold, known=known, allow_unlabeled_val=True))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def shares_of_labels(labels: Int64[Tensor, "B X *S"], count: int) -> Float[Tensor, "B M"]:
     """Share of each label below `count`, and of all of them; the ignore label is `count`. Sums of ones are exact."""
-    rows = labels.flatten(2)  # counted one by one: a whole patch in one row would have every thread add to a few sums
+    rows = labels.flatten(2)  # each with sums of its own: on a GPU fewer threads then add to the same one
     sums = torch.zeros(*rows.shape[:2], count + 1, device=rows.device)
     sums.scatter_add_(2, rows, torch.ones((), device=rows.device).expand_as(rows))
     sums = sums.sum(1)

@@ -88,19 +88,7 @@ def test_the_dry_run_lists_everything_and_then_tells_that_monai_is_missing(tmp_p
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "monai" else find(name, *more))
     folder = str(raw_dataset(tmp_path).folder)
+    asked = ["--datasets", folder, "--budgets", "2", "--draws", "0", "--arms", "supervised"]
     with pytest.raises(SystemExit, match="MONAI: pip install"):
-        main(
-            [
-                str(tmp_path / "work"),
-                "--datasets",
-                folder,
-                "--budgets",
-                "2",
-                "--draws",
-                "0",
-                "--arms",
-                "supervised",
-                "--dry-run",
-            ]
-        )
+        main([str(tmp_path / "work"), *asked, "--dry-run"])
     assert "1 of 1 runs to do" in capsys.readouterr().out
