@@ -6,9 +6,7 @@ planning, augmentation, validation and prediction stay its own.
 
 from __future__ import annotations
 
-import math
 import os
-from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -26,27 +24,26 @@ from nnunet_semisam.checkpoint import (
     write_atomically,
     write_teacher_checkpoint,
 )
-from nnunet_semisam.collapse import build_collapse_guard, random_crops
+from nnunet_semisam.collapse import build_collapse_guard
 from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.curves import Curves
 from nnunet_semisam.data.disk import writing
 from nnunet_semisam.data.labeled import class_names
 from nnunet_semisam.data.loader import close_unlabeled_loader
-from nnunet_semisam.guards import GRADIENT, SKIPPED, StepGuard, fetch, not_finite
+from nnunet_semisam.guards import StepGuard
 from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.optimization import Optimization
 from nnunet_semisam.readiness import NOT_COUNTED, Readiness
 from nnunet_semisam.sam import build_backend
 from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.step import SemiSupervisedStep
 from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
-from nnunet_semisam.types import LabeledBatch
 
 
-class SemiSAM(Optimization):
+class SemiSAM(SemiSupervisedStep):
     """Mixin for nnU-Net trainers: `class MyTrainer(SemiSAM, nnUNetTrainerDA5)`.
 
     Configuration: defaults < `preset` of the class < `semisam` section of the configuration in the plans file. With
@@ -136,64 +133,6 @@ class SemiSAM(Optimization):
                 stream.choose_no_kernels_by_timing(loader)
         return loaders
 
-    def train_step(self, batch: dict) -> dict:
-        """One iteration: nnU-Net's loss on labeled patches, and what the method asks on unlabeled ones."""
-        weights = self.semisam.weights(self.iteration, self.total_iterations)
-        if self.sam_assisted is None:  # there is none, or it is trusted with no class
-            weights.pop("sam", None)
-        asks = any(weights.values())
-        if asks and (line := self.readiness.judge(self.iteration, self.total_iterations)):
-            self.print_to_log_file(line)
-        weights = weights if self.unlabeled_terms_on else dict.fromkeys(weights, 0.0)
-        if asks:
-            step = self.semi_supervised_step(batch, weights)
-        else:
-            step = self.guard.stock_step(self, partial(super().train_step, batch), tuple(batch["keys"]))
-        if self.teacher is not None and not self.guard.skipped:
-            self.teacher.update(self.network, self.iteration)
-        self.curves.add({f"weight/{name}": weight for name, weight in weights.items()})
-        self.iteration += 1
-        return step
-
-    def semi_supervised_step(self, batch: dict, weights: dict[str, float]) -> dict:
-        """Gradient of all terms and one step of the optimiser. A term of weight 0 is not computed, nor SAM called."""
-        labeled = LabeledBatch.from_nnunet(batch, self.device)
-        unlabeled = stream.next_batch(self)
-        self.guard.begin(self.network)
-
-        # what do we believe about the unlabeled patches?
-        asks_sam = self.sam_assisted is not None and weights.get("sam", 0) > 0
-        source = self.sam_assisted if asks_sam else self.method
-        teacher = self.collapse.aligned(self.collapse.watch(self.teacher), self.semisam.distribution_alignment)
-        pseudo = {}
-        with torch.no_grad(), self.autocast():
-            if self.unlabeled_terms_on:
-                pseudo = source.pseudo_labels(teacher, unlabeled)
-            elif self.collapse.on:
-                teacher(unlabeled.image)
-        pseudo = {name: label for name, label in pseudo.items() if weights.get(name, 0) > 0}
-
-        # what must the student do about it? (unlabeled first: under DDP the last backward exchanges the gradients)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.without_gradient_exchange():
-            with self.autocast():
-                terms = self.method.terms(self.network, unlabeled, pseudo, labeled) if pseudo else {}
-                unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
-            self.backward(unsupervised)
-        with self.autocast():
-            output = self.network(labeled.image)
-            supervised = self.loss(output, labeled.target)
-        self.backward(supervised)
-        losses = {**terms, "supervised": supervised}
-
-        counts = self.readiness.counts(output, labeled.target)
-        counts |= self.collapse.shares(labeled.target, random_crops(self, len(labeled.image)))
-        found = self.record(losses, self.clipped_norm(), pseudo, counts, asks_sam)
-        if not self.guard.allows(self, found, (*losses, GRADIENT), (*labeled.keys, *unlabeled.keys)):
-            return SKIPPED
-        self.step_optimizer()
-        return {"loss": (supervised + unsupervised).detach().cpu().numpy()}
-
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(self.guard.end_epoch(self, train_outputs))
         for name, value in sorted(self.curves.end_epoch(self.current_epoch).items()):
@@ -217,37 +156,6 @@ class SemiSAM(Optimization):
         if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
             write_teacher_checkpoint(self.output_folder)
         close_unlabeled_loader(self.dataloader_unlabeled)
-
-    # --- pieces of a step ---------------------------------------------------------------------------------------
-
-    @property
-    def total_iterations(self) -> int:
-        """Length of the training."""
-        return self.num_epochs * self.num_iterations_per_epoch
-
-    @property
-    def unlabeled_terms_on(self) -> bool:
-        """Do unlabeled patches teach the student now?"""
-        return self.readiness.ready and not self.collapse.held
-
-    def record(self, losses: dict, norm: torch.Tensor, pseudo: dict, counts: dict, asks_sam: bool) -> list[float]:
-        """Notes the numbers of this iteration, in one transfer from the device; returns which are not finite."""
-        values = {f"loss/{name}": term for name, term in losses.items()}
-        values |= {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
-        found = {"bad": not_finite({**losses, GRADIENT: norm}), **counts}
-        own, shared = fetch(values, found, is_ddp=self.is_ddp)
-        for line in self.collapse.update(shared):
-            self.print_to_log_file(line)
-        self.readiness.update(shared)
-        if dice := self.readiness.dice():
-            self.curves.add({"labeled_dice": min(dice.values())})
-        self.curves.add({name: value for name, value in own.items() if math.isfinite(value)})
-        if asks_sam and self.sam_assisted is not None:
-            stats = dict(self.sam_assisted.labeler.stats)
-            if not stats["items"]:  # nobody was asked: no agreement to speak of
-                stats.pop("agreement")
-            self.curves.add({f"sam/{name}": value for name, value in stats.items()})
-        return shared["bad"]
 
     # --- set-up and files ---------------------------------------------------------------------------------------
 
