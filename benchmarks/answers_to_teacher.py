@@ -2,10 +2,11 @@
 
     python benchmarks/answers_to_teacher.py DATA SPLITS MODEL [--fold 0] [--cases 6] [--patches 3]
 
-MODEL is a trained model's folder of one class (TRAINER__PLANS__CONFIGURATION). Its EMA teacher predicts patches of the
-training's size around the foreground of `val` cases, and whole cases in overlapping windows, and the labeler of
-training asks the embedded generalist about both: with the weights that ship, and with those tuned in the training.
-Images must need no resampling. Prints Markdown: mean Dice of the teacher and of the answers, and their confidence.
+MODEL is a trained model's folder (TRAINER__PLANS__CONFIGURATION), of a data set without regions. Its teacher predicts
+patches of the training's size around the foreground of `val` cases, and whole cases in overlapping windows, and the
+labeler of training asks the embedded generalist about both: with the weights that ship, and with those tuned in the
+training. Prints Markdown: mean Dice of the teacher and of the answers over patches and the classes in them, by voxels
+of the training's spacing, and the answers' confidence.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import embedded_on_real
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
@@ -38,12 +40,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher, rows = opened(args), {}
-    asked = labelers(args.model / f"fold_{args.fold}" / FILE, teacher.configuration_manager.spacing)
+    asked = labelers(args.model / f"fold_{args.fold}" / FILE, teacher)
     for image, truth, predictions in patches(teacher, args):
         for source, prob in predictions.items():
             for weights, labeler in asked.items():
                 pseudo = labeler(image, prob, 0)
-                found = [dice(of.argmax(1)[0] == 1, truth) for of in (prob, pseudo.prob)]
+                found = [mean_dice(of.argmax(1)[0], truth) for of in (prob, pseudo.prob)]
                 rows.setdefault((source, weights), []).append((*found, float(pseudo.confidence.mean())))
     print("| prediction of | generalist | patches | Dice, teacher | Dice, answer | confidence |")
     print("|---|---|---|---|---|---|")
@@ -62,38 +64,53 @@ def opened(args: argparse.Namespace) -> nnUNetPredictor:
     return teacher
 
 
-def labelers(tuned: Path, spacing: list[float]) -> dict[str, SamLabeler]:
+def labelers(tuned: Path, teacher: nnUNetPredictor) -> dict[str, SamLabeler]:
     """By the generalist's weights."""
-    made = {}
+    made, outputs = {}, OutputSpace(teacher.label_manager.num_segmentation_heads)
     for name in ("as shipped", "tuned")[: 1 + tuned.is_file()]:
-        backend = build_backend(SamConfig(), torch.device("cpu"), spacing)
+        backend = build_backend(SamConfig(), torch.device("cpu"), teacher.configuration_manager.spacing)
         if name == "tuned":
             state = torch.load(tuned, weights_only=True)["state"]
             backend.generalists[3].network.load_state_dict(state)
-        made[name] = SamLabeler(backend, SamConfig(), OutputSpace(2))
+        made[name] = SamLabeler(backend, SamConfig(), outputs)
     return made
+
+
+def mean_dice(labels: Tensor, truth: Tensor) -> float:
+    """Mean Dice of the classes in the truth (*S)."""
+    return float(np.mean([dice(labels == label, truth == label) for label in truth.unique().tolist() if label > 0]))
+
+
+def preprocessed(teacher: nnUNetPredictor, data: Path, case: str) -> tuple[Tensor, Tensor]:
+    """Image (C, *S) and labels (*S) of a case as nnU-Net prepares them for this model, no smaller than a patch."""
+    ending = teacher.dataset_json["file_ending"]
+    files = sorted(str(file) for file in (data / "imagesTr").glob(f"{case}_????{ending}"))
+    preprocessor = teacher.configuration_manager.preprocessor_class(verbose=False)
+    image, labels, _ = preprocessor.run_case(
+        files, str(data / "labelsTr" / f"{case}{ending}"), teacher.plans_manager, teacher.configuration_manager,
+        teacher.dataset_json,
+    )  # fmt: skip
+    size = teacher.configuration_manager.patch_size
+    return pad_nd_image(torch.from_numpy(image).float(), size), pad_nd_image(torch.from_numpy(labels[0]), size)
 
 
 @torch.no_grad()
 def patches(teacher: nnUNetPredictor, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Image (1, 1, *S), truth (*S), and what the teacher says by the way it is asked (1, 2, *S)."""
+    """Image (1, C, *S), truth (*S), and what the teacher says by the way it is asked (1, K, *S)."""
     rng, size = np.random.default_rng(0), teacher.configuration_manager.patch_size
     for case in embedded_on_real.cases_of(args.data, args.splits)[: args.cases]:
-        image, labels = embedded_on_real.load(args.data, case)
-        whole = teacher.predict_sliding_window_return_logits(image[None]).float().cpu().softmax(0)
+        image, labels = preprocessed(teacher, args.data, case)
+        whole = teacher.predict_sliding_window_return_logits(image).float().cpu().softmax(0)
         places = (labels > 0).nonzero()
         for _ in range(args.patches):
             center = places[rng.integers(len(places))].tolist()
-            room = [max(0, limit - side) for limit, side in zip(image.shape, size, strict=True)]
+            room = [max(0, limit - side) for limit, side in zip(labels.shape, size, strict=True)]
             middle = [place - side // 2 for place, side in zip(center, size, strict=True)]
             corner = [min(max(low, 0), most) for low, most in zip(middle, room, strict=True)]
             window = tuple(slice(low, low + side) for low, side in zip(corner, size, strict=True))
-            alone = full_resolution(teacher.network(image[window][None, None])).float().softmax(1)
-            yield (
-                image[window][None, None],
-                labels[window] == 1,
-                {"the patch": alone, "overlapping windows": whole[(slice(None), *window)][None]},
-            )
+            patch, truth, around = image[(slice(None), *window)][None], labels[window], whole[(slice(None), *window)]
+            alone = full_resolution(teacher.network(patch)).float().softmax(1)
+            yield patch, truth, {"the patch": alone, "overlapping windows": around[None]}
 
 
 if __name__ == "__main__":
