@@ -1,12 +1,13 @@
 """Does the generalist mend a network's own mistakes, not only corrupted truths?
 
-    python benchmarks/answers_to_teacher.py DATA SPLITS MODEL [--fold 0] [--cases 6] [--patches 3]
+    python benchmarks/answers_to_teacher.py DATA SPLITS MODEL [--fold 0] [--cases 6] [--patches 3] [--times 1]
 
 MODEL is a trained model's folder (TRAINER__PLANS__CONFIGURATION), of a data set without regions. Its teacher predicts
 patches of the training's size around the foreground of `val` cases, and whole cases in overlapping windows, and the
 labeler of training asks the embedded generalist about both: with the weights that ship, and with those tuned in the
-training. Prints Markdown: mean Dice of the teacher and of the answers over patches and the classes in them, by voxels
-of the training's spacing, and the answers' confidence.
+training; with `--times` also about its own answer, again and again, as a training that believes it does. Prints
+Markdown: Dice (mean over patches and the classes in them) and volume (median over patches, against the truth's) of
+teacher and answer by voxels of the training's spacing, and the answers' mean confidence.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from nnunet_semisam.sam.embedded.noise import dice
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.tuning import FILE
 
+Answer = tuple[float, float, float, float, float]  # Dice before and after, volume before and after, mean confidence
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--fold", default="0")
     parser.add_argument("--cases", type=int, default=6)
     parser.add_argument("--patches", type=int, default=3)
+    parser.add_argument("--times", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher, rows = opened(args), {}
@@ -44,13 +48,37 @@ def main() -> None:
     for image, truth, predictions in patches(teacher, args):
         for source, prob in predictions.items():
             for weights, labeler in asked.items():
-                pseudo = labeler(image, prob, 0)
-                found = [mean_dice(of.argmax(1)[0], truth) for of in (prob, pseudo.prob)]
-                rows.setdefault((source, weights), []).append((*found, float(pseudo.confidence.mean())))
-    print("| prediction of | generalist | patches | Dice, teacher | Dice, answer | confidence |")
-    print("|---|---|---|---|---|---|")
-    for (source, weights), found in rows.items():
-        print(f"| {source} | {weights} | {len(found)} | {' | '.join(f'{v:.3f}' for v in np.mean(found, 0))} |")
+                for time, row in enumerate(answers(labeler, image, prob, truth, args.times), 1):
+                    rows.setdefault((source, weights, time), []).append(row)
+    report(rows)
+
+
+def report(rows: dict[tuple[str, str, int], list[Answer]]) -> None:
+    """Prints the table."""
+    print("| teacher | generalist | time | patches | Dice, teacher | answer | volume, teacher | answer | confidence |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (source, weights, time), found in rows.items():
+        dice_before, dice_after, _, _, confidence = np.mean(found, 0)
+        before, after = np.median(found, 0)[2:4]
+        numbers = " | ".join(f"{value:.3f}" for value in (dice_before, dice_after, before, after, confidence))
+        print(f"| {source} | {weights} | {time} | {len(found)} | {numbers} |")
+
+
+def answers(labeler: SamLabeler, image: Tensor, prob: Tensor, truth: Tensor, times: int) -> Iterator[Answer]:
+    """Of each of the answers."""
+    before = quality(prob, truth)
+    for _ in range(times):
+        pseudo = labeler(image, prob, 0)
+        prob = pseudo.prob
+        (dice_before, volume_before), (dice_after, volume_after) = before, quality(prob, truth)
+        yield dice_before, dice_after, volume_before, volume_after, float(pseudo.confidence.mean())
+
+
+def quality(prob: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Mean Dice of the classes in the truth (*S), and the foreground's volume against the truth's."""
+    labels = prob.argmax(1)[0]
+    found = [dice(labels == label, truth == label) for label in truth.unique().tolist() if label > 0]
+    return float(np.mean(found)), float((labels > 0).sum() / (truth > 0).sum())
 
 
 def opened(args: argparse.Namespace) -> nnUNetPredictor:
@@ -74,11 +102,6 @@ def labelers(tuned: Path, teacher: nnUNetPredictor) -> dict[str, SamLabeler]:
             backend.generalists[3].network.load_state_dict(state)
         made[name] = SamLabeler(backend, SamConfig(), outputs)
     return made
-
-
-def mean_dice(labels: Tensor, truth: Tensor) -> float:
-    """Mean Dice of the classes in the truth (*S)."""
-    return float(np.mean([dice(labels == label, truth == label) for label in truth.unique().tolist() if label > 0]))
 
 
 def preprocessed(teacher: nnUNetPredictor, data: Path, case: str) -> tuple[Tensor, Tensor]:

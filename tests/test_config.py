@@ -10,12 +10,10 @@ from nnunet_semisam.resume import changes
 from nnunet_semisam.values import require_number
 
 
-def test_by_default_consistency_stays_and_sam_rises_and_falls():
+def test_by_default_weights_stay_as_they_are():
     config = SemiSAMConfig()
-    first, third, last = (config.weights(iteration, 999) for iteration in (0, 333, 998))
-    assert third == {"consistency": 2.0, "sam": 0.5}
-    assert first["sam"] < 0.01 and last["sam"] < 0.01 and first["consistency"] == last["consistency"] == 2.0
-    assert config.weights(999, 999)["sam"] == 0 and config.method_args == {}
+    assert [config.weights(iteration, 999) for iteration in (0, 333, 998)] == [{"consistency": 1.0, "sam": 2.0}] * 3
+    assert config.method_args == {}
 
 
 def test_section_is_laid_over_the_preset_key_by_key():
@@ -23,7 +21,7 @@ def test_section_is_laid_over_the_preset_key_by_key():
         {"ema_decay": 0.9, "terms": {"sam": {"weight": 0.7}}, "sam": {"planes": 3, "prompts": ["box"]}}
     )
     assert (config.num_epochs, config.ema_decay) == (5, 0.9)
-    assert config.terms["sam"] == TermConfig(weight=0.7, schedule="sigmoid_rise_and_fall")
+    assert config.terms["sam"] == TermConfig(weight=0.7)
     assert config.terms["consistency"] == SemiSAMConfig().terms["consistency"]
     assert (config.sam.planes, config.sam.prompts, config.sam.backend) == (3, ("box",), "embedded")
 
@@ -217,7 +215,7 @@ def test_changes_name_the_path_and_both_values_and_nothing_else():
     now = SemiSAMConfig().with_section(section).as_dict()
     assert changes(was, now) == [
         "ema_decay was 0.99, is 0.9",
-        "terms.sam.weight was 0.5, is 0.7",
+        "terms.sam.weight was 2.0, is 0.7",
         f"terms.mine was not set, is {now['terms']['mine']!r}",
         "sam.prompts was ['mask', 'box', 'points', 'negative_points'], is ['box']",
     ]

@@ -5,7 +5,7 @@ from stub_sam import StubSam
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
 from toy_trainer import build, short, weights
 
-from nnunet_semisam.presets import nnUNetTrainerSemiSAMFaithful
+from nnunet_semisam.presets import find_trainer, nnUNetTrainerSemiSAMFaithful
 from nnunet_semisam.types import SamPrediction
 
 SMALL = {"sam": {"min_voxels": 1}}  # an untrained network has no large objects
@@ -78,3 +78,8 @@ def test_both_terms_move_the_student(toy, monkeypatch):  # noqa: F811
 
     both, sam, consistency = after(), after(consistency=0), after(sam=0)
     assert not torch.equal(both, sam) and not torch.equal(both, consistency)
+
+
+def test_without_sam_the_teacher_weighs_what_both_do_otherwise():
+    names = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacher_5epochs", "nnUNetTrainerSemiSAM")
+    assert [find_trainer(name).preset.terms["consistency"].weight for name in names] == [2.0, 2.0, 1.0]

@@ -23,8 +23,8 @@ class SemiSAMConfig:
     unlabeled_batch_size: int | None = None  # None = the batch size of the plans
     terms: dict[str, TermConfig] = field(
         default_factory=lambda: {
-            "consistency": TermConfig(weight=2.0),
-            "sam": TermConfig(weight=0.5, schedule="sigmoid_rise_and_fall"),
+            "consistency": TermConfig(weight=1.0),
+            "sam": TermConfig(weight=2.0),  # times the confidence of its answers, about a half
         }
     )
     sam: SamConfig | None = field(default_factory=SamConfig)  # None = no generalist
