@@ -2,12 +2,12 @@
 
     python benchmarks/answers_to_teacher.py DATA SPLITS MODEL [--fold 0] [--cases 6] [--patches 3] [--times 1]
 
-MODEL is a trained model's folder (TRAINER__PLANS__CONFIGURATION), of a data set without regions. Its teacher predicts
-patches of the training's size around the foreground of `val` cases, and whole cases in overlapping windows, and the
-labeler of training asks the embedded generalist about both: with the weights that ship, and with those tuned in the
-training; with `--times` also about its own answer, again and again, as a training that believes it does. Prints
-Markdown: Dice (mean over patches and the classes in them) and volume (median over patches, against the truth's) of
-teacher and answer by voxels of the training's spacing, and the answers' mean confidence.
+MODEL is a trained 3D model's folder (TRAINER__PLANS__CONFIGURATION), of a data set without regions, ignore label and
+cascade. Its teacher predicts patches of the training's size around the foreground of `val` cases, and whole cases in
+overlapping windows, and the embedded generalist is asked about both as by default: with the weights that ship, and with
+those tuned in the training; with `--times` also about its own answer, again and again, as a training that believes it
+does. Prints Markdown: Dice (mean over patches and the classes that they show) and volume (median over patches, against
+the truth's) of teacher and answer by voxels of the training's spacing, and the answers' mean confidence.
 """
 
 from __future__ import annotations

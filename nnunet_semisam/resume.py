@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semisam.checkpoint import KEY, random_state
-from nnunet_semisam.config import SemiSAMConfig, TermConfig
+from nnunet_semisam.config import SemiSAMConfig, TermConfig, in_effect
 from nnunet_semisam.methods import find_method
 from nnunet_semisam.methods._base import build_perturbation
 
@@ -130,7 +130,7 @@ def _complete(section: Mapping[str, Any]) -> dict[str, Any]:
     made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in own}
     arguments = made | section["method_args"]
     arguments["perturbation"] = asdict(build_perturbation(arguments["perturbation"]))
-    return defaults | section | {"method_args": arguments}
+    return in_effect(defaults | section | {"method_args": arguments})
 
 
 def _plan_changes(trainer: SemiSAM, init_args: Mapping[str, Any]) -> list[str]:

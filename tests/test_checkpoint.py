@@ -99,7 +99,7 @@ def test_a_changed_configuration_is_told_by_what_differs(toy, monkeypatch):  # n
     (words,) = [words for words in lines if "WARNING" in str(words)]
     assert words == (
         "WARNING: semisam configuration changed since the checkpoint was written: "
-        "ema_decay was 0.99, is 0.9; terms.sam.weight was 0.5, is 0.7",
+        "ema_decay was 0.99, is 0.9; terms.sam.weight was 2.0, is 0.7",
     )
 
 

@@ -104,6 +104,7 @@ def settled(arm: Arm) -> Any:
 
     The section as it is for trainers from elsewhere; no term at all where all have weight 0.
     """
+    from nnunet_semisam.config import in_effect
     from nnunet_semisam.methods import build_method
     from nnunet_semisam.ops.outputs import OutputSpace
     from nnunet_semisam.presets import find_trainer
@@ -115,7 +116,7 @@ def settled(arm: Arm) -> Any:
     if not config.active_terms():
         return {"terms": {}}
     method = build_method(config.method, config.method_args, OutputSpace(2))
-    return config.as_dict() | {"method_args": asdict(method)}
+    return in_effect(config.as_dict() | {"method_args": asdict(method)})
 
 
 def write_json(file: Path, content: Any) -> None:

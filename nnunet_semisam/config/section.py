@@ -30,6 +30,16 @@ def section_of(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     return configuration.get(SECTION, {})
 
 
+def in_effect(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole section without what does nothing: `terms.sam` where `sam` is null, all but the weight of a term of 0."""
+    terms = {
+        name: term if term["weight"] else {"weight": 0.0}
+        for name, term in section["terms"].items()
+        if name != "sam" or section["sam"] is not None
+    }
+    return {**section, "terms": terms}
+
+
 def laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` over `base`, dictionaries key by key."""
     both = [name for name in values if isinstance(values[name], Mapping) and isinstance(base.get(name), Mapping)]
