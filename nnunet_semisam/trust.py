@@ -125,7 +125,7 @@ def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row
     if not any(trust.values()):
         say(
             "WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway. "
-            "nnUNetTrainerMeanTeacher, which is made for that, gives the teacher alone more weight\n"
+            "The teacher alone was measured with terms.consistency.weight = 2\n"
         )
     if trainer.local_rank == 0:
         file = os.path.join(trainer.output_folder, FILE)

@@ -17,13 +17,13 @@ WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 def set_key(section: dict[str, Any], assignment: str) -> None:
-    """Lays "terms.sam.weight=0.5" into the nested `section`.
+    """Lays "terms.sam.weight=1.0" into the nested `section`.
 
     The value is read as JSON, else as a string; True, False and None mean what they mean in Python.
     """
     path, sign, text = assignment.partition("=")
     if not sign or not path:
-        raise ValueError(f"--set {assignment!r}: write key=value, for instance terms.sam.weight=0.5")
+        raise ValueError(f"--set {assignment!r}: write key=value, for instance terms.sam.weight=1.0")
     try:
         value = WORDS[text.lower()] if text.lower() in WORDS else json.loads(text)
     except json.JSONDecodeError:
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="any key of the section, e.g. terms.sam.weight=0.5 sam.planes=4 num_epochs=100",
+        help="any key of the section, e.g. terms.sam.weight=1.0 sam.planes=4 num_epochs=100",
     )
     parser.add_argument("--replace", action="store_true", help="forget what the section held before")
     return parser
