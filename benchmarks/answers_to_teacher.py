@@ -65,7 +65,7 @@ def report(rows: dict[tuple[str, str, int], list[Answer]]) -> None:
 
 
 def answers(labeler: SamLabeler, image: Tensor, prob: Tensor, truth: Tensor, times: int) -> Iterator[Answer]:
-    """Of each of the answers."""
+    """What can be said of each answer, asked one after the other about the one before."""
     before = quality(prob, truth)
     for _ in range(times):
         pseudo = labeler(image, prob, 0)
