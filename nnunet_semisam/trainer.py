@@ -198,7 +198,6 @@ class nnUNetTrainerSemiSAM(SemiSAM, nnUNetTrainer):  # noqa: N801 (nnU-Net's nam
 
 
 class nnUNetTrainerMeanTeacher(SemiSAM, nnUNetTrainer):  # noqa: N801
-    """Student and EMA teacher (arXiv 1703.01780), without SAM. The teacher alone weighs what both do otherwise."""
+    """Student and EMA teacher (arXiv 1703.01780), without SAM: the teacher alone has the weight of both."""
 
-    preset = SemiSAM.preset.with_section({"terms": {"consistency": {"weight": 2.0}}})
     uses_sam = False

@@ -125,7 +125,7 @@ def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row
     if not any(trust.values()):
         say(
             "WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway. "
-            "The teacher alone was measured with terms.consistency.weight = 2\n"
+            "terms.consistency.weight = 2 gives the teacher what it has without SAM\n"
         )
     if trainer.local_rank == 0:
         file = os.path.join(trainer.output_folder, FILE)

@@ -290,6 +290,30 @@ def test_an_integer_that_is_too_large_for_a_float_is_refused():
         build_method("mean_teacher", {"center_sigma": 10**400}, OutputSpace(2))
 
 
+@pytest.mark.parametrize(
+    ("section", "weight"),
+    [
+        ({}, 1.0),
+        ({"sam": None}, 2.0),
+        ({"terms": {"sam": {"weight": 0}}}, 2.0),
+        ({"sam": None, "terms": {"consistency": {"schedule": "sigmoid_rampup"}}}, 2.0),
+        ({"sam": None, "terms": {"consistency": {"weight": 1.0}}}, 1.0),
+        ({"sam": None, "terms": {"consistency": {"weight": 0}}}, 0),
+        ({"sam": {"planes": 4}}, 1.0),
+    ],
+)
+def test_without_sam_the_teacher_has_more_weight_unless_told(section, weight):
+    config = SemiSAMConfig().with_section(section)
+    assert config.terms["consistency"].weight == weight
+    assert config.terms["consistency"].schedule in ("constant", "sigmoid_rampup")
+    assert SemiSAMConfig().with_section(config.as_dict()) == config
+
+
+def test_a_preset_with_a_weight_of_its_own_keeps_it_without_sam():
+    preset = SemiSAMConfig().with_section({"terms": {"consistency": {"weight": 0.05}}})
+    assert preset.with_section({"sam": None}).terms["consistency"].weight == 0.05
+
+
 def test_a_trainer_without_sam_has_none_whatever_the_section_says():
     assert SemiSAMConfig().with_section({"sam": {"planes": 4}}, uses_sam=False).sam is None
     with pytest.raises(ValueError, match="sam.planes"):

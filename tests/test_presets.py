@@ -82,4 +82,6 @@ def test_both_terms_move_the_student(toy, monkeypatch):  # noqa: F811
 
 def test_without_sam_the_teacher_weighs_what_both_do_otherwise():
     names = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacher_5epochs", "nnUNetTrainerSemiSAM")
-    assert [find_trainer(name).preset.terms["consistency"].weight for name in names] == [2.0, 2.0, 1.0]
+    trainers = [find_trainer(name) for name in names]
+    configs = [trainer.preset.with_section({}, uses_sam=trainer.uses_sam) for trainer in trainers]
+    assert [config.terms["consistency"].weight for config in configs] == [2.0, 2.0, 1.0]

@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="any key of the section, e.g. terms.sam.weight=1.0 sam.planes=4 num_epochs=100",
+        help="any key of the section, e.g. num_epochs=100 sam.planes=4 seed=1",
     )
     parser.add_argument("--replace", action="store_true", help="forget what the section held before")
     return parser

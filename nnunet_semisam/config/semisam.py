@@ -12,6 +12,8 @@ from nnunet_semisam.config.section import laid_over, merged, section_of
 from nnunet_semisam.config.term import TermConfig
 from nnunet_semisam.values import Refused, require_instance, require_integer, require_number
 
+TEACHER, TEACHER_ALONE = 1.0, 2.0  # weight of the teacher beside SAM, and without it
+
 
 @dataclass(frozen=True, kw_only=True)
 class SemiSAMConfig:
@@ -23,7 +25,7 @@ class SemiSAMConfig:
     unlabeled_batch_size: int | None = None  # None = the batch size of the plans
     terms: dict[str, TermConfig] = field(
         default_factory=lambda: {
-            "consistency": TermConfig(weight=1.0),
+            "consistency": TermConfig(weight=TEACHER),
             "sam": TermConfig(weight=2.0),  # times the confidence of its answers, about a half
         }
     )
@@ -65,7 +67,8 @@ class SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.
 
         `terms` and `sam` are merged key by key, `method_args` while the method stays the same; `"sam": null` switches
-        the generalist off, and so does `uses_sam` = False, whatever the section says.
+        the generalist off, and so does `uses_sam` = False, whatever the section says. Where SAM is switched off (a
+        weight of 0 does it, too), the teacher's default weight is the larger one that it has alone.
 
         Raises:
             ValueError: unknown key or value; the message lists the known ones.
@@ -87,7 +90,17 @@ class SemiSAMConfig:
         if values.get("sam") is not None:
             values["sam"] = merged(SamConfig, self.sam, values["sam"], "sam")
         config: SemiSAMConfig = merged(SemiSAMConfig, self, values)
-        return config if uses_sam else dataclasses.replace(config, sam=None)
+        config = config if uses_sam else dataclasses.replace(config, sam=None)
+        given = "weight" in section.get("terms", {}).get("consistency", {})
+        return config if given or "sam" not in self.active_terms() else config._with_teachers_weight()
+
+    def _with_teachers_weight(self) -> SemiSAMConfig:
+        """The teacher's own default in place of the one beside SAM, where there is no SAM."""
+        teacher = self.terms["consistency"]
+        if teacher.weight != TEACHER or "sam" in self.active_terms():
+            return self
+        alone = dataclasses.replace(teacher, weight=TEACHER_ALONE)
+        return dataclasses.replace(self, terms={**self.terms, "consistency": alone})
 
     def of_configuration(self, configuration: Mapping[str, Any], where: str, *, uses_sam: bool = True) -> SemiSAMConfig:
         """`with_section` of the section of a configuration in the plans.
