@@ -111,6 +111,7 @@ def test_a_default_that_is_spelled_out_is_no_change(file, monkeypatch):
 def test_a_term_that_counts_nowhere_is_not_compared(file, monkeypatch):
     checkpoint = torch.load(file, weights_only=False)
     checkpoint[KEY]["configuration"]["sam"] = None
+    checkpoint[KEY]["configuration"]["terms"]["consistency"] |= {"weight": 2.0}  # its default without SAM
     checkpoint[KEY]["configuration"]["terms"]["sam"] |= {"weight": 0.5, "schedule": "sigmoid_rise_and_fall"}
     torch.save(checkpoint, file)
     built, lines = resumed(file, monkeypatch, sam=None)
