@@ -16,6 +16,7 @@ back.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,7 @@ class CollapseGuard:
         if not self.on:
             return []
         for side, (*parts, valid) in ((side, sums[side]) for side in SIDES):
-            if valid:
+            if valid and math.isfinite(sum(parts)):  # one infinity of a teacher in half precision would stay for ever
                 now = [part / valid for part in parts]
                 before = self.mean.get(side, now)
                 self.mean[side] = [old + (new - old) / WINDOW for old, new in zip(before, now, strict=True)]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -20,6 +19,7 @@ from nnunet_semisam.data.loader import build_unlabeled_loader
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.transforms import TwoViewTransform
 from nnunet_semisam.data.unlabeled import UnlabeledDataset
+from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.types import UnlabeledBatch
 
 if TYPE_CHECKING:
@@ -53,14 +53,7 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
             cascade.prepare_previous_stage(trainer, allow_val=config.allow_unlabeled_val)
         return cases
 
-    if not trainer.is_ddp:
-        return pool()
-    try:
-        if trainer.local_rank == 0:
-            pool()
-    finally:
-        dist.barrier()  # in any case: an error of rank 0 must not leave the others waiting
-    return pool()
+    return on_first_rank(trainer, pool, "preparing the unlabeled cases")
 
 
 def labeled_images(trainer: nnUNetTrainer) -> dict[str, Path]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.data.labeled import head_names, load_labeled_cases, mostly_labeled
 from nnunet_semisam.ops.outputs import OutputSpace
+from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_for
 from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
@@ -48,7 +49,8 @@ def settle_trust(
     elif resumed is not None:
         trust = {name: float(resumed.get(name, 1.0)) for name in foreground}
     else:
-        rows = _on_first_rank(trainer, labeler, names)
+        test = partial(probe_classes, labeler, trainer, trainer.do_split()[0], names)
+        rows = on_first_rank(trainer, test, "the test of SAM on the labeled cases")  # not to differ by a rounding error
         trust = {name: 1.0 for name in foreground} | {row.name: float(row.helps) for row in rows}
     labeler.trust = [trust.get(name, 1.0) for name in names]
     _tell(trainer, trust, rows)
@@ -94,20 +96,6 @@ def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[s
         if trials := [answer.trial for answer in asked if answer is not None]:
             rows.append(summarize(trials, name=names[head], source="corrupted", kinds=labeler.config.prompts))
     return rows
-
-
-def _on_first_rank(trainer: nnUNetTrainer, labeler: SamLabeler, names: Sequence[str]) -> list[Row]:
-    """The test, made by rank 0 and told to the others: they must not disagree by a rounding error."""
-    found: list[Any] = [None]
-    try:
-        if trainer.local_rank == 0:
-            found[0] = probe_classes(labeler, trainer, trainer.do_split()[0], names)
-    finally:
-        if trainer.is_ddp:
-            dist.broadcast_object_list(found, src=0)
-    if found[0] is None:
-        raise RuntimeError("semisam: the test of SAM on the labeled cases failed on rank 0")
-    return found[0]
 
 
 def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row] | None) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from nnunet_semisam.checkpoint import write_atomically
 from nnunet_semisam.data.labeled import load_labeled_cases, mostly_labeled
 from nnunet_semisam.data.splits import read_split
+from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.sam.tuning import REPORTED, Report, Tunable, tune_and_report
 from nnunet_semisam.types import LabeledCase
@@ -63,7 +65,8 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
             raise
         trainer.print_to_log_file(f"semisam: the generalist is used as it is ({error})")
         return
-    _on_first_rank(trainer, backend, module, cases, asked)
+    tune = partial(_tune_or_load, trainer, backend, module, cases, asked)
+    on_first_rank(trainer, tune, "tuning of the generalist")
     if trainer.is_ddp:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -82,22 +85,6 @@ def labeled_cases(trainer: SemiSAM) -> list[LabeledCase]:
     known = trainer.dataset_class.get_identifiers(folder)
     read_split(splits, trainer.fold, known=known, allow_unlabeled_val=trainer.semisam.allow_unlabeled_val)
     return load_labeled_cases(folder, list(dict.fromkeys(map(str, chosen))), trainer.label_manager)
-
-
-def _on_first_rank(
-    trainer: SemiSAM, backend: Tunable, module: nn.Module, cases: Sequence[LabeledCase], asked: dict[str, Any]
-) -> None:
-    """Rank 0 tunes; where it fails the others are told instead of waiting for its weights."""
-    done: list[Any] = [None]
-    try:
-        if trainer.local_rank == 0:
-            _tune_or_load(trainer, backend, module, cases, asked)
-            done[0] = True
-    finally:
-        if trainer.is_ddp:
-            dist.broadcast_object_list(done, src=0)
-    if done[0] is None:
-        raise RuntimeError("semisam: tuning of the generalist failed on rank 0")
 
 
 def _tune_or_load(

@@ -1,5 +1,7 @@
 """The collapse guard: its rule on made-up numbers, no false alarms, and what it does to a training."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,14 @@ def test_sparse_annotations_do_not_make_a_class_too_rare():
     assert fed(guard, sums((0.01, 0.01), (0.3, 0.3)), times=600) == []
     assert len(fed(guard, sums((1.0, 0.0), (0.2, 0.2)), times=600)) == 0  # 4 x 0.3 is more than all
     assert not guard.held
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_does_not_stay_in_the_averages(settled, bad):
+    before = dict(settled.mean)
+    row = sums((0.3, 0.05), (0.3, 0.05))
+    settled.update(row | {"teacher": [bad, *row["teacher"][1:]]})
+    assert settled.mean["teacher"] == before["teacher"] and settled.mean["labeled"] != before["labeled"]
 
 
 def test_state_round_trip(settled):

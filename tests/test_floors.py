@@ -21,7 +21,7 @@ FLOORS = {
     "methods": 3,
     "trainer": 4, "teacher": 4, "checkpoint": 4, "curves": 4, "stream": 4, "presets": 4,
     "trust": 4, "tuning": 4, "guards": 4, "collapse": 4, "readiness": 4, "resume": 4, "cascade": 4,
-    "optimization": 4, "step": 4,
+    "optimization": 4, "step": 4, "ranks": 4,
 }  # fmt: skip
 BLIND = {"data": {"sam"}, "sam": {"data"}, "methods": {"data", "sam"}}
 EXCEPTIONS = {("methods._sam_assisted", "sam")}

@@ -207,7 +207,7 @@ def test_trust_is_settled_before_tuning_which_is_left_out_where_nobody_is_truste
     order = []
     settle = module.settle_trust
     monkeypatch.setattr("nnunet_semisam.trainer.settle_trust", lambda *a: order.append("trust") or settle(*a))
-    monkeypatch.setattr("nnunet_semisam.tuning._on_first_rank", lambda *a: order.append("tune"))
+    monkeypatch.setattr("nnunet_semisam.tuning.on_first_rank", lambda *a: order.append("tune"))
 
     class TunableStub(StubSam):  # of its own: Python 3.12 remembers that a class can be tuned
         def tuning_task(self, cases, **asked):

@@ -4,6 +4,7 @@ nnU-Net's `run_ddp` wants CUDA; the trainer here differs from a user's in its de
 """
 
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -76,4 +77,31 @@ def bad_loss_in_one(rank, folder, results):
     guard.begin(Trainer.network)
     allowed = guard.allows(Trainer, shared["bad"], list(losses), [f"case{rank}"])
     results.put((rank, allowed, guard.count, shared["more"], lines))
+    dist.destroy_process_group()
+
+
+def wait_for_the_first(rank, folder, fails, results):
+    """One of two processes whose group loses patience after two seconds; the first one works for four, or fails."""
+    from datetime import timedelta
+
+    from nnunet_semisam.ranks import on_first_rank
+
+    meeting = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=2))
+
+    class Trainer:
+        is_ddp, local_rank = True, rank
+
+    def work():
+        time.sleep(4)
+        if fails:
+            raise OSError("disk full")
+        return f"made by {rank}"
+
+    try:
+        results.put((rank, on_first_rank(Trainer, work, "the work")))
+    except Exception as error:
+        results.put((rank, f"{type(error).__name__}: {error}"))
+    results.close()
+    results.join_thread()
     dist.destroy_process_group()

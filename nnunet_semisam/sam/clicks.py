@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 from torch import Tensor
@@ -53,9 +54,9 @@ def find_clicks(
     start = [w.start for w in window]
     inner = tuple(slice(low - s, high - s) for low, high, s in zip(*box, start, strict=True))
     near = mask[window].cpu().numpy()
-    near_prob = prob[(slice(None), *window)].cpu().numpy()
-    inside = _inside(near[inner], near_prob[head][inner], points_from) if counts[0] else _NOWHERE
-    outside = _outside(near, near_prob[head], near_prob[list(rivals)]) if counts[1] else _NOWHERE
+    own = prob[head][window].cpu().numpy()
+    inside = _inside(near[inner], own[inner], points_from) if counts[0] else _NOWHERE
+    outside = _outside(near, own, _highest(prob, rivals, window)) if counts[1] else _NOWHERE
     (positive, negative) = (
         _spread(places, worth, n) for (places, worth), n in zip((inside, outside), counts, strict=True)
     )
@@ -102,17 +103,26 @@ def _depth(mask: np.ndarray) -> np.ndarray:
     return depth[(slice(1, -1),) * mask.ndim]
 
 
-def _outside(mask: np.ndarray, prob: np.ndarray, rivals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _highest(prob: Float[Tensor, "K *S"], heads: Sequence[int], window: tuple[slice, ...]) -> np.ndarray:
+    """The highest probability of some heads in a window, found on the device: one picture leaves it, not all."""
+    highest = prob.new_zeros(prob[0][window].shape)
+    for head in heads:
+        highest = torch.maximum(highest, prob[head][window])
+    return highest.cpu().numpy()
+
+
+def _outside(mask: np.ndarray, prob: np.ndarray, rival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Voxels of the ring where the teacher is sure that the object is not (M, D), and how much they are worth (M,).
 
+    `rival` is the highest probability of another object.
     Places of another object come first, the nearest of them before all: there the border between the two is drawn.
     """
     steps = distance_transform_cdt(~mask, "chessboard")
     places = np.argwhere((steps >= RING[0]) & (steps <= RING[1]) & (prob < SURE_OUTSIDE))
     index = tuple(places.T)
-    rival = rivals.max(axis=0, initial=0)[index] > SURE_RIVAL
+    taken = rival[index] > SURE_RIVAL
     nearness = 1 - (steps[index] - RING[0]) / (RING[1] - RING[0] + 1)
-    return places, 1.0 - prob[index].astype(np.float64) + rival * (1 + nearness)  # float32 would make most places equal
+    return places, 1.0 - prob[index].astype(np.float64) + taken * (1 + nearness)  # float32 would make most places equal
 
 
 def _spread(places: np.ndarray, score: np.ndarray, count: int) -> list[np.ndarray]:

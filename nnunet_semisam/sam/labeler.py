@@ -99,7 +99,9 @@ class SamLabeler:
         answers = self._ask(planes.take(image), *pictures, iteration=iteration)
         believed = answers.agreement >= self.config.min_agreement
         believed &= answers.steadiness >= self.config.min_stability
-        pseudo = planes.scatter(fuse(*pictures, answers.only(believed), self.outputs), elsewhere=prob)
+        pseudo = planes.scatter(
+            fuse(*pictures, answers if believed.all() else answers.only(believed), self.outputs), elsewhere=prob
+        )
         if self.config.hard:
             pseudo = replace(pseudo, prob=self.outputs.harden(pseudo.prob))
         items = len(answers.agreement)

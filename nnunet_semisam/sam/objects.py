@@ -72,7 +72,8 @@ def _split(whole: Objects, prob: Float[Tensor, "U K *S"], config: SamConfig) -> 
 def _components(mask: np.ndarray, prob: np.ndarray, config: SamConfig) -> list[np.ndarray]:
     """Masks of up to `config.components` components that are large enough, most probability first."""
     labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    mass = np.bincount(labels.ravel(), weights=prob.ravel(), minlength=count + 1)[1:]
+    own = labels[mask]  # in a speckled prediction a small part of the box
+    sizes = np.bincount(own, minlength=count + 1)[1:]
+    mass = np.bincount(own, weights=prob[mask], minlength=count + 1)[1:]
     order = np.argsort(-mass, kind="stable")
     return [labels == number + 1 for number in order[sizes[order] >= config.min_voxels][: config.components]]

@@ -1,7 +1,7 @@
 """How good is a generalist at the classes of a data set? It is asked about labeled patches, where the truth is known.
 
 The questions are those of training: the same prompts, planes and fusion, from a probability like a teacher's. Such a
-probability is made of a mask that is known to be wrong by so much (`corrupt_to_dice`), of the truth itself, or comes
+probability is made of a mask that is known to be wrong by so much (`corrupt_nearby`), of the truth itself, or comes
 from a trained model. One class is asked about at a time.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.base import SamBackend
-from nnunet_semisam.sam.embedded.corruption import corrupt_to_dice
-from nnunet_semisam.sam.embedded.noise import blur, dice, mask_box
+from nnunet_semisam.sam.embedded.corruption import corrupt_nearby, surroundings
+from nnunet_semisam.sam.embedded.noise import blur, dice
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.patches import patch_around
 from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
@@ -135,15 +135,14 @@ def corrupted_prob(
         number: another number, another corruption; the same one, the same.
     """
     masks = patch.truth.clone()
-    place = _surroundings(patch.truth[head]) if patch.truth[head].any() else None
+    place = surroundings(patch.truth[head]) if patch.truth[head].any() else None
     for other in outputs.foreground_heads:
         if patch.truth[other].any():
-            near = _surroundings(patch.truth[other])
+            near = surroundings(patch.truth[other])
             if place is not None and not _meet(place, near):
                 continue
             rng = _generator(f"corruption {patch.name} {other} {number}")
-            masks[other] = False
-            masks[other][near] = corrupt_to_dice(patch.truth[other][near], wanted, rng)
+            masks[other] = corrupt_nearby(patch.truth[other], wanted, rng)
     return teacher_like(masks, head, outputs)
 
 
@@ -160,14 +159,6 @@ def teacher_like(masks: Bool[Tensor, "K *S"], head: int, outputs: OutputSpace) -
     if outputs.has_regions:
         return (1 - CERTAINTY) / 2 + CERTAINTY * soft
     return (1 - CERTAINTY) / outputs.num_heads + CERTAINTY * soft / soft.sum(0, keepdim=True)
-
-
-def _surroundings(mask: Bool[Tensor, "*S"]) -> tuple[slice, ...]:
-    """The object's box, grown by its own size on each side: as far as corruptions reach. Saves most of their time."""
-    low, high = mask_box(mask).long()
-    reach = (high - low).clamp(min=4)
-    sides = zip((low - reach).tolist(), (high + reach).tolist(), mask.shape, strict=True)
-    return tuple(slice(max(start, 0), min(stop, side)) for start, stop, side in sides)
 
 
 def _meet(first: tuple[slice, ...], second: tuple[slice, ...]) -> bool:

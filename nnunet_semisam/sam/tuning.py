@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnunet_semisam.config import SamConfig
-from nnunet_semisam.sam.embedded.corruption import corrupt_to_dice
+from nnunet_semisam.sam.embedded.corruption import corrupt_nearby
 from nnunet_semisam.sam.embedded.noise import dice
 from nnunet_semisam.sam.repair import moved, prompts_of, view_of
 from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
@@ -185,7 +185,7 @@ def repaired(
             embedding = backend.embed(view.image[None].to(device))
             for wanted in REPORTED:
                 rng = torch.Generator().manual_seed(number)
-                prompts = prompts_of(corrupt_to_dice(truth, wanted, rng, rounds=8).float(), config)
+                prompts = prompts_of(corrupt_nearby(truth, wanted, rng, rounds=8).float(), config)
                 if len(prompts):
                     answer = backend.decode(embedding, moved(prompts, device)).mask_logits[0].cpu() > 0
                     found.setdefault((head, wanted), []).append(dice(answer & view.valid, truth))

@@ -326,3 +326,12 @@ def test_the_loss_of_a_mask_by_hand():
     told = -(torch.log(quality) / 3 + torch.log(1 - quality) * 2 / 3).squeeze()  # IoU of the answer: 1 of 3
     found = repair.mask_loss(logits, quality, truth=truth, guess=guess, valid=torch.ones(1, 4))
     assert found == pytest.approx((overlap + 2 * entropy + 0.2 * told).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "known"),
+    [("cuda", (7, 5), False), ("cuda", (8, 0), True), ("cpu", None, True), ("mps", None, False)],
+)
+def test_older_gpus_tune_in_single_precision(monkeypatch, device, capability, known):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert frames._knows_bfloat16(torch.device(device)) is known

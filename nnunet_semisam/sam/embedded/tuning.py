@@ -83,14 +83,14 @@ class FrameTask:
         return [random_label_map(side, self.ndim, rng) for _ in range(SYNTHETIC_MAPS)]
 
     def loss(self, rng: torch.Generator) -> Float[Tensor, ""]:
-        """The loss of a batch of real and synthetic examples; bfloat16 on a CPU, as in the generalist's training."""
+        """The loss of a batch of real and synthetic examples; in bfloat16, as in the generalist's training."""
         synthetic = round(SYNTHETIC_SHARE * BATCH[self.ndim])
         examples = [self.synthetic(rng) for _ in range(synthetic)]
         examples += [self.real(rng) for _ in range(BATCH[self.ndim] - synthetic)]
         device = next(self.module.parameters()).device
         names = ("channels", "truth", "guess", "valid")
         channels, truth, guess, valid = (torch.stack([getattr(e, n) for e in examples]).to(device) for n in names)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type in ("cpu", "cuda")):
+        with torch.autocast(device.type, torch.bfloat16, enabled=_knows_bfloat16(device)):
             logits, quality = self.module(channels.contiguous(memory_format=_LAYOUT[self.ndim]), self.keep)
         return mask_loss(logits.float(), quality.float().sigmoid(), truth=truth, guess=guess, valid=valid)
 
@@ -114,6 +114,13 @@ class FrameTask:
         known = (frame.crop(scene.valid.float()[None, None])[0, 0] > 0.99).float() * channels[VALID]
         truth, guess = (frame.crop(mask.float()[None, None])[0, 0] * known for mask in (scene.truth, spoiled))
         return Example(channels, truth, guess, known)
+
+
+def _knows_bfloat16(device: torch.device) -> bool:
+    """Whether it computes in bfloat16; older GPUs (before Ampere) only pretend to, many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu"
 
 
 def scenes_of(
