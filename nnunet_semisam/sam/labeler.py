@@ -35,8 +35,8 @@ class SamLabeler:
     """Makes the pseudo-label "sam" out of images and the teacher's probabilities.
 
     `stats` describes the last call: "agreement" (mean Dice between the teacher's and SAM's masks over all prompted
-    objects, 0 without any), "coverage" (share of voxels with confidence above 0), "items", "dropped" (items that agreed
-    too little, or changed too much with the prompt), "stability" (mean over the items, only with `jitters`), "seconds".
+    objects, 0 without any), "items", "dropped" (items that agreed too little, or changed too much with the prompt),
+    "stability" (mean over the items, only with `jitters`), "seconds".
 
     Args:
         outputs: what the heads of the network mean.
@@ -107,7 +107,6 @@ class SamLabeler:
         items = len(answers.agreement)
         self.stats = {
             "agreement": answers.agreement.mean().item() if items else 0.0,
-            "coverage": (pseudo.confidence > 0).float().mean().item(),
             "items": float(items),
             "dropped": float((~believed).sum().item()),
             "seconds": time.perf_counter() - begin,

@@ -31,7 +31,7 @@ def test_a_pseudo_label_has_the_teachers_shape_sums_to_one_and_carries_no_gradie
     assert pseudo.confidence.min() >= 0 and pseudo.confidence.max() <= 1 and pseudo.confidence.mean() > 0.1
     assert kit.dice(pseudo.prob.argmax(1) == 1, scene.prob.argmax(1) == 1) > 0.6
     assert label.stats["items"] == 4 and label.stats["dropped"] == 0 and label.stats["agreement"] > 0.6
-    assert label.stats["coverage"] == 1 and label.stats["seconds"] > 0
+    assert (pseudo.confidence > 0).all() and label.stats["seconds"] > 0
 
 
 class OnCuda(torch.Tensor):
