@@ -23,7 +23,7 @@ def on_first_rank(trainer: nnUNetTrainer, work: Callable[[], Result], what: str)
         what: for the message of the other ranks, where rank 0 fails.
 
     Raises:
-        RuntimeError: on the other ranks, if rank 0 has failed.
+        RuntimeError: on the other ranks, if rank 0 has failed, with its message: only one rank's may be seen.
     """
     if not trainer.is_ddp:
         return work()
@@ -32,10 +32,13 @@ def on_first_rank(trainer: nnUNetTrainer, work: Callable[[], Result], what: str)
     try:
         if trainer.local_rank == 0:
             found = [work(), True]
+    except BaseException as error:
+        found = [f"{type(error).__name__}: {error}", False]
+        raise
     finally:
         dist.broadcast_object_list(found, src=0, group=waiting)
         dist.destroy_process_group(waiting)
     result, done = found
     if not done:
-        raise RuntimeError(f"semisam: {what} failed on rank 0")
+        raise RuntimeError(f"semisam: {what} failed on rank 0: {result}")
     return result

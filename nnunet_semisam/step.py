@@ -45,9 +45,8 @@ class SemiSupervisedStep(Optimization):
 
     def train_step(self, batch: dict) -> dict:
         """One iteration: nnU-Net's loss on labeled patches, and what the method asks on unlabeled ones."""
-        weights = self.semisam.weights(self.iteration, self.total_iterations)
-        if self.sam_assisted is None:  # there is none, or it is trusted with no class
-            weights.pop("sam", None)
+        with_sam = self.sam_assisted is not None  # it may be trusted with no class
+        weights = self.semisam.weights(self.iteration, self.total_iterations, with_sam=with_sam)
         asks = any(weights.values())
         if asks and (line := self.readiness.judge(self.iteration, self.total_iterations)):
             self.print_to_log_file(line)

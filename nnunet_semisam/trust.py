@@ -111,10 +111,7 @@ def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row
         say(f"semisam: no labeled training case shows enough of {', '.join(untested)}; SAM is trusted with it untested")
     say(f"semisam: trust in SAM by class: {dict(trust)}\n")
     if not any(trust.values()):
-        say(
-            "WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway. "
-            "terms.consistency.weight = 2 gives the teacher what it has without SAM\n"
-        )
+        say("WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway\n")
     if trainer.local_rank == 0:
         file = os.path.join(trainer.output_folder, FILE)
         content = {"trust": dict(trust), "test": [asdict(row) | {"gain": row.gain} for row in rows]}

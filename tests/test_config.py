@@ -38,7 +38,8 @@ def test_weight_zero_is_no_active_term():
 
 def test_resolved_configuration_survives_json():
     config = SemiSAMConfig().with_section({"sam": {"prompts": ["box", "points"]}, "seed": 3})
-    assert SemiSAMConfig().with_section(json.loads(json.dumps(config.as_dict()))) == config
+    again = SemiSAMConfig().with_section(json.loads(json.dumps(config.as_dict())))
+    assert again.as_dict() == config.as_dict() and again.sam == config.sam
 
 
 @pytest.mark.parametrize(
@@ -303,15 +304,37 @@ def test_an_integer_that_is_too_large_for_a_float_is_refused():
     ],
 )
 def test_without_sam_the_teacher_has_more_weight_unless_told(section, weight):
-    config = SemiSAMConfig().with_section(section)
-    assert config.terms["consistency"].weight == weight
-    assert config.terms["consistency"].schedule in ("constant", "sigmoid_rampup")
-    assert SemiSAMConfig().with_section(config.as_dict()) == config
+    given = section.get("terms", {}).get("consistency", {})
+    for config in (SemiSAMConfig().with_section(section), SemiSAMConfig(sam=None).with_section({"sam": {}} | section)):
+        term = config.resolved_terms()["consistency"]
+        assert (term.weight, term.schedule) == (weight, given.get("schedule", "constant"))
+        assert config.as_dict()["terms"]["consistency"]["weight"] == weight
+        assert SemiSAMConfig().with_section(config.as_dict()).as_dict() == config.as_dict()
 
 
-def test_a_preset_with_a_weight_of_its_own_keeps_it_without_sam():
-    preset = SemiSAMConfig().with_section({"terms": {"consistency": {"weight": 0.05}}})
-    assert preset.with_section({"sam": None}).terms["consistency"].weight == 0.05
+def test_with_sam_that_is_trusted_with_no_class_the_teacher_is_alone():
+    config = SemiSAMConfig()
+    assert config.weights(0, 9) == {"consistency": 1.0, "sam": 2.0}
+    assert config.weights(0, 9, with_sam=False) == {"consistency": 2.0}
+
+
+@pytest.mark.parametrize("weight", [0.05, 1.0])
+def test_a_preset_with_a_weight_of_its_own_keeps_it_without_sam(weight):
+    preset = SemiSAMConfig().with_section({"terms": {"consistency": {"weight": weight}}})
+    assert preset.with_section({"sam": None}).resolved_terms()["consistency"].weight == weight
+    assert preset.with_section({}, uses_sam=False).weights(0, 9) == {"consistency": weight}
+
+
+def test_a_method_of_other_terms_needs_no_term_called_consistency():
+    config = SemiSAMConfig(terms={"mine": TermConfig(weight=0.3), "sam": TermConfig(weight=1.0)})
+    assert config.with_section({}).active_terms() == ("mine", "sam")
+    assert config.with_section({"sam": None}).weights(0, 9) == {"mine": 0.3}
+
+
+@pytest.mark.parametrize("name", ["sam", "mine"])
+def test_no_other_weight_may_be_left_open(name):
+    with pytest.raises(ValueError, match=rf"terms\.{name}\.weight is None; it must be a number"):
+        SemiSAMConfig().with_section({"terms": {name: {"weight": None}}})
 
 
 def test_a_trainer_without_sam_has_none_whatever_the_section_says():

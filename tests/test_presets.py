@@ -84,4 +84,4 @@ def test_without_sam_the_teacher_weighs_what_both_do_otherwise():
     names = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacher_5epochs", "nnUNetTrainerSemiSAM")
     trainers = [find_trainer(name) for name in names]
     configs = [trainer.preset.with_section({}, uses_sam=trainer.uses_sam) for trainer in trainers]
-    assert [config.terms["consistency"].weight for config in configs] == [2.0, 2.0, 1.0]
+    assert [config.resolved_terms()["consistency"].weight for config in configs] == [2.0, 2.0, 1.0]

@@ -12,13 +12,15 @@ from nnunet_semisam.ranks import on_first_rank
     ("fails", "first", "second"),
     [
         (False, "made by 0", "made by 0"),
-        (True, "OSError: disk full", "RuntimeError: semisam: the work failed on rank 0"),
+        (True, "OSError: disk full", "RuntimeError: semisam: the work failed on rank 0: OSError: disk full"),
     ],
 )
 def test_the_others_wait_as_long_as_it_takes_and_hear_how_it_ended(tmp_path, fails, first, second):
     context = torch.multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=wait_for_the_first, args=(rank, tmp_path, fails, results)) for rank in range(2)]
+    results, meeting = context.Queue(), context.Barrier(2)
+    processes = [
+        context.Process(target=wait_for_the_first, args=(rank, tmp_path, fails, meeting, results)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     found = sorted(results.get(timeout=120) for _ in processes)

@@ -80,25 +80,25 @@ def bad_loss_in_one(rank, folder, results):
     dist.destroy_process_group()
 
 
-def wait_for_the_first(rank, folder, fails, results):
-    """One of two processes whose group loses patience after two seconds; the first one works for four, or fails."""
+def wait_for_the_first(rank, folder, fails, meeting, results):
+    """One of two processes whose group loses patience after five seconds; the first one works for eight, or fails."""
     from datetime import timedelta
 
     from nnunet_semisam.ranks import on_first_rank
-
-    meeting = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=2))
 
     class Trainer:
         is_ddp, local_rank = True, rank
 
     def work():
-        time.sleep(4)
+        time.sleep(8)
         if fails:
             raise OSError("disk full")
         return f"made by {rank}"
 
     try:
+        meeting.wait(100)  # starting takes longer than the patience
+        rendezvous = f"file://{folder}/meet"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=timedelta(seconds=5))
         results.put((rank, on_first_rank(Trainer, work, "the work")))
     except Exception as error:
         results.put((rank, f"{type(error).__name__}: {error}"))

@@ -94,7 +94,7 @@ def _parse(entry: Any) -> Arm:
         if entry not in BUILT_IN:
             raise ValueError(
                 f"arms: {entry!r} is unknown; built in are {', '.join(BUILT_IN)}; an arm of your own is "
-                'a dictionary such as {"name": "fixmatch", "section": {"method": "fixmatch"}}'
+                'a dictionary such as {"name": "fixmatch", "section": {"method": "fixmatch", "sam": null}}'
             )
         return BUILT_IN[entry]
     known = [entry.name for entry in fields(Arm)]

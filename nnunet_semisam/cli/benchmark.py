@@ -93,7 +93,9 @@ def _arm(text: str) -> dict[str, Any]:
     try:
         return {"name": name, "section": json.loads(section)}
     except ValueError as error:
-        raise ValueError(f'--arm {text!r}: write NAME=JSON, such as fixmatch=\'{{"method": "fixmatch"}}\'') from error
+        raise ValueError(
+            f'--arm {text!r}: write NAME=JSON, such as fixmatch=\'{{"method": "fixmatch", "sam": null}}\''
+        ) from error
 
 
 def _devices(given: list[str] | None) -> list[str]:

@@ -12,7 +12,7 @@ from nnunet_semisam.config.section import laid_over, merged, section_of
 from nnunet_semisam.config.term import TermConfig
 from nnunet_semisam.values import Refused, require_instance, require_integer, require_number
 
-TEACHER, TEACHER_ALONE = 1.0, 2.0  # weight of the teacher beside SAM, and without it
+TEACHER, TEACHER_ALONE = 1.0, 2.0  # weight of the teacher, where none is set: beside SAM, and without it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class SemiSAMConfig:
     unlabeled_batch_size: int | None = None  # None = the batch size of the plans
     terms: dict[str, TermConfig] = field(
         default_factory=lambda: {
-            "consistency": TermConfig(weight=TEACHER),
+            "consistency": TermConfig(weight=None),
             "sam": TermConfig(weight=2.0),  # times the confidence of its answers, about a half
         }
     )
@@ -47,6 +47,9 @@ class SemiSAMConfig:
         require_instance("method", self.method, str, "a string")
         for name in ("method_args", "terms"):
             require_instance(name, getattr(self, name), Mapping, "a dictionary")
+        for name, term in self.terms.items():
+            if term.weight is None and name != "consistency":
+                raise Refused(f"terms.{name}.weight", "is None; it must be a number of at least 0")
         require_number("ema_decay", self.ema_decay, 0, 1, below=True)  # at 1 the teacher would never change
         for name in ("distribution_alignment", "min_labeled_dice"):
             require_number(name, getattr(self, name), 0, 1)
@@ -67,8 +70,7 @@ class SemiSAMConfig:
         """This configuration with the keys of a `semisam` section laid over it.
 
         `terms` and `sam` are merged key by key, `method_args` while the method stays the same; `"sam": null` switches
-        the generalist off, and so does `uses_sam` = False, whatever the section says. Where SAM is switched off (a
-        weight of 0 does it, too), the teacher's default weight is the larger one that it has alone.
+        the generalist off, and so does `uses_sam` = False, whatever the section says.
 
         Raises:
             ValueError: unknown key or value; the message lists the known ones.
@@ -90,17 +92,7 @@ class SemiSAMConfig:
         if values.get("sam") is not None:
             values["sam"] = merged(SamConfig, self.sam, values["sam"], "sam")
         config: SemiSAMConfig = merged(SemiSAMConfig, self, values)
-        config = config if uses_sam else dataclasses.replace(config, sam=None)
-        given = "weight" in section.get("terms", {}).get("consistency", {})
-        return config if given or "sam" not in self.active_terms() else config._with_teachers_weight()
-
-    def _with_teachers_weight(self) -> SemiSAMConfig:
-        """The teacher's own default in place of the one beside SAM, where there is no SAM."""
-        teacher = self.terms["consistency"]
-        if teacher.weight != TEACHER or "sam" in self.active_terms():
-            return self
-        alone = dataclasses.replace(teacher, weight=TEACHER_ALONE)
-        return dataclasses.replace(self, terms={**self.terms, "consistency": alone})
+        return config if uses_sam else dataclasses.replace(config, sam=None)
 
     def of_configuration(self, configuration: Mapping[str, Any], where: str, *, uses_sam: bool = True) -> SemiSAMConfig:
         """`with_section` of the section of a configuration in the plans.
@@ -116,9 +108,23 @@ class SemiSAMConfig:
         except ValueError as error:
             raise ValueError(f"{error} ({where})") from error
 
+    def resolved_terms(self, *, with_sam: bool = True) -> dict[str, TermConfig]:
+        """The terms with their weights in numbers, without that of SAM where there is none.
+
+        Args:
+            with_sam: False: SAM is configured, but not asked about any class.
+        """
+        sam = self.terms.get("sam") if with_sam and self.sam is not None else None
+        teacher = TEACHER if sam is not None and sam.weight else TEACHER_ALONE
+        return {
+            name: dataclasses.replace(term, weight=teacher) if term.weight is None else term
+            for name, term in self.terms.items()
+            if name != "sam" or sam is not None
+        }
+
     def active_terms(self) -> tuple[str, ...]:
         """Names of the terms whose weight is not zero for the whole training."""
-        return tuple(name for name, term in self.terms.items() if term.weight > 0 and (name != "sam" or self.sam))
+        return tuple(name for name, term in self.resolved_terms().items() if term.weight)
 
     def require_terms(self, known: tuple[str, ...]) -> None:
         """Checks that every term that has a weight is one that the method makes.
@@ -136,8 +142,9 @@ class SemiSAMConfig:
         Raises:
             ValueError: it names the term and both numbers.
         """
-        for name in self.active_terms():
-            term = self.terms[name]
+        for name, term in self.resolved_terms().items():
+            if not term.weight:
+                continue
             turns = range(term.delay, total_iterations, term.every)
             if not any(term.at(iteration, total_iterations) for iteration in turns):
                 late, rare = term.delay >= total_iterations, term.every > 1
@@ -148,13 +155,14 @@ class SemiSAMConfig:
                     f"never count; choose {'another' if key == 'schedule' else 'a smaller'} one, or weight 0",
                 )
 
-    def weights(self, iteration: int, total_iterations: int) -> dict[str, float]:
-        """Weight of every active term at `iteration`."""
-        return {name: self.terms[name].at(iteration, total_iterations) for name in self.active_terms()}
+    def weights(self, iteration: int, total_iterations: int, *, with_sam: bool = True) -> dict[str, float]:
+        """Weight of every active term at `iteration`; `with_sam` as for `resolved_terms`."""
+        terms = self.resolved_terms(with_sam=with_sam)
+        return {name: term.at(iteration, total_iterations) for name, term in terms.items() if term.weight}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, ready for JSON and for `with_section`."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, terms={**self.terms, **self.resolved_terms()}))
         if values["sam"] is not None:
             values["sam"] |= {name: list(values["sam"][name]) for name in ("prompts", "weigh_by")}
         return values

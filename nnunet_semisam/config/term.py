@@ -17,7 +17,7 @@ class TermConfig:
     that it has there.
     """
 
-    weight: float
+    weight: float | None  # None, for the teacher: what it has by default, beside SAM or without
     schedule: str = "constant"
     iterations: int | None = None
     delay: int = 0
@@ -25,14 +25,14 @@ class TermConfig:
 
     def __post_init__(self) -> None:
         require_one_of("schedule", self.schedule, SCHEDULES)
-        require_number("weight", self.weight, 0)
+        require_number("weight", self.weight, 0, or_null=True)
         require_integer("iterations", self.iterations, 1, or_null=True)
         require_integer("delay", self.delay, 0)
         require_integer("every", self.every, 1)
 
     def at(self, iteration: int, total_iterations: int) -> float:
         """The weight at `iteration` (counted from 0) of a training of `total_iterations`."""
-        if self.weight == 0 or iteration < self.delay or (iteration - self.delay) % self.every:
+        if not self.weight or iteration < self.delay or (iteration - self.delay) % self.every:
             return 0.0
         length = self.iterations or max(1, total_iterations - self.delay)
         return self.weight * SCHEDULES[self.schedule](iteration - self.delay, length)

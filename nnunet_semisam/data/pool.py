@@ -28,8 +28,7 @@ def unlabeled_pool(
     """Preprocessed image file (`.b2nd`) of every unlabeled case; `UnlabeledDataset` opens them.
 
     New or changed images of `imagesUn` are preprocessed first, and so are hidden cases where nnU-Net's preprocessed
-    images depend on the labels. With several training processes, call it in one, wait, and call it in the others, where
-    nothing is left to do.
+    images depend on the labels. With several training processes, call it in one and tell the others.
 
     Args:
         skipped: as for `preprocess_unlabeled`.

@@ -105,10 +105,8 @@ def _depth(mask: np.ndarray) -> np.ndarray:
 
 def _highest(prob: Float[Tensor, "K *S"], heads: Sequence[int], window: tuple[slice, ...]) -> np.ndarray:
     """The highest probability of some heads in a window, found on the device: one picture leaves it, not all."""
-    highest = prob.new_zeros(prob[0][window].shape)
-    for head in heads:
-        highest = torch.maximum(highest, prob[head][window])
-    return highest.cpu().numpy()
+    near = prob[(slice(None), *window)]
+    return (near[list(heads)].amax(0) if heads else torch.zeros_like(near[0])).cpu().numpy()
 
 
 def _outside(mask: np.ndarray, prob: np.ndarray, rival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

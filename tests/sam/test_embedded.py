@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from nnunet_semisam.sam.backends.embedded import EmbeddedSam
 from nnunet_semisam.sam.embedded import SHIPPED, channels, load_generalists, train
-from nnunet_semisam.sam.embedded.corruption import Corruption, corrupt_to_dice
+from nnunet_semisam.sam.embedded.corruption import Corruption, corrupt_nearby, corrupt_to_dice
 from nnunet_semisam.sam.embedded.frame import OUTSIDE, Frame
 from nnunet_semisam.sam.embedded.noise import coordinates, dice, mask_box
 from nnunet_semisam.sam.embedded.sampling import KINDS, draw_example
@@ -148,10 +148,11 @@ def test_mask_channel_is_the_mask_and_absent_prompts_are_zero():
 # --- corruption and examples ---
 
 
+@pytest.mark.parametrize("corrupt", [corrupt_to_dice, corrupt_nearby])
 @pytest.mark.parametrize("wanted", [0.6, 0.75, 0.85])
-def test_corruption_reaches_the_wanted_dice(wanted):
-    mask = ball((40, 40, 40), [20.0, 18, 22], 9)
-    spoiled = [corrupt_to_dice(mask, wanted, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]
+def test_corruption_reaches_the_wanted_dice(wanted, corrupt):
+    mask = ball((40, 40, 64), [20.0, 18, 12], 9)
+    spoiled = [corrupt(mask, wanted, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]
     assert all(abs(dice(s, mask) - wanted) < 0.03 for s in spoiled)
     assert torch.equal(spoiled[0], spoiled[2]) and not torch.equal(spoiled[0], spoiled[1])
 
@@ -161,6 +162,8 @@ def test_no_corruption_at_strength_zero_and_a_clear_error_for_nothing():
     assert torch.equal(Corruption.draw(mask, rng).apply(mask, 0.0), mask)
     with pytest.raises(ValueError, match="empty mask"):
         Corruption.draw(torch.zeros(9, 9, dtype=torch.bool), rng)
+    with pytest.raises(ValueError, match="empty mask"):
+        corrupt_nearby(torch.zeros(9, 9, dtype=torch.bool), 0.75, rng)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

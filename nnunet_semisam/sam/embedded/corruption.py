@@ -42,9 +42,7 @@ class Corruption:
     @classmethod
     def draw(cls, mask: Bool[Tensor, "*S"], rng: torch.Generator) -> Corruption:
         """Every kind of error takes part by chance, so each mask is spoiled in another way."""
-        box = mask_box(mask)
-        if box is None:
-            raise ValueError("an empty mask cannot be corrupted: choose a case that has the object")
+        box = _box(mask)
         extent, grid = box[1] - box[0], coordinates(mask.shape)
         flow = torch.zeros_like(grid)
         if chance(rng, 0.7):
@@ -97,11 +95,19 @@ def corrupt_nearby(
 
 
 def surroundings(mask: Bool[Tensor, "*S"]) -> tuple[slice, ...]:
-    """The object's box, grown by its own size on each side: as far as corruptions reach."""
-    low, high = mask_box(mask).long()
+    """The box of an object, grown by its own size on each side: as far as corruptions reach."""
+    low, high = _box(mask).long()
     reach = (high - low).clamp(min=4)
     sides = zip((low - reach).tolist(), (high + reach).tolist(), mask.shape, strict=True)
     return tuple(slice(max(start, 0), min(stop, side)) for start, stop, side in sides)
+
+
+def _box(mask: Bool[Tensor, "*S"]) -> Float[Tensor, "2 D"]:
+    """The object's box, low and high corner."""
+    box = mask_box(mask)
+    if box is None:
+        raise ValueError("an empty mask cannot be corrupted: choose a case that has the object")
+    return box
 
 
 def _bumps(mask: Bool[Tensor, "*S"], grid: Tensor, extent: Tensor, rng: torch.Generator) -> Float[Tensor, "*S"]:
