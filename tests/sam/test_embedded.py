@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from nnunet_semisam.sam.backends.embedded import EmbeddedSam
 from nnunet_semisam.sam.embedded import SHIPPED, channels, load_generalists, train
-from nnunet_semisam.sam.embedded.corruption import Corruption, corrupt_nearby, corrupt_to_dice
+from nnunet_semisam.sam.embedded.corruption import Corruption, corrupt_nearby, corrupt_to_dice, surroundings
 from nnunet_semisam.sam.embedded.frame import OUTSIDE, Frame
 from nnunet_semisam.sam.embedded.noise import coordinates, dice, mask_box
 from nnunet_semisam.sam.embedded.sampling import KINDS, draw_example
@@ -151,10 +151,18 @@ def test_mask_channel_is_the_mask_and_absent_prompts_are_zero():
 @pytest.mark.parametrize("corrupt", [corrupt_to_dice, corrupt_nearby])
 @pytest.mark.parametrize("wanted", [0.6, 0.75, 0.85])
 def test_corruption_reaches_the_wanted_dice(wanted, corrupt):
-    mask = ball((40, 40, 64), [20.0, 18, 12], 9)
+    mask = ball((40, 40, 40), [20.0, 18, 22], 9)
     spoiled = [corrupt(mask, wanted, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]
     assert all(abs(dice(s, mask) - wanted) < 0.03 for s in spoiled)
     assert torch.equal(spoiled[0], spoiled[2]) and not torch.equal(spoiled[0], spoiled[1])
+
+
+def test_a_corruption_nearby_is_that_of_the_surroundings_in_its_place():
+    mask = ball((64, 64, 64), [20.0, 40, 22], 6)
+    spoiled, near = corrupt_nearby(mask, 0.75, torch.Generator().manual_seed(0)), surroundings(mask)
+    assert mask[near].sum() == mask.sum() and mask[near].numel() < 0.3 * mask.numel()
+    assert torch.equal(spoiled[near], corrupt_to_dice(mask[near], 0.75, torch.Generator().manual_seed(0)))
+    assert spoiled[near].sum() == spoiled.sum()
 
 
 def test_no_corruption_at_strength_zero_and_a_clear_error_for_nothing():
