@@ -28,7 +28,7 @@ def on_first_rank(trainer: nnUNetTrainer, work: Callable[[], Result], what: str)
     if not trainer.is_ddp:
         return work()
     found: list[Any] = [None, False]
-    waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+    waiting: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         if trainer.local_rank == 0:
             found = [work(), True]
