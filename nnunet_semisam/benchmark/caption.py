@@ -12,13 +12,13 @@ from nnunet_semisam.benchmark.steps import Steps
 PACKAGES = ("nnunet_semisam", "nnunetv2", "torch", "monai", "scipy")
 
 
-def caption(protocol: Protocol, steps: Steps) -> list[str]:
-    """One entry per subject."""
+def caption(protocol: Protocol, steps: Steps, *, comparisons: int) -> list[str]:
+    """One entry per subject; `comparisons` is the number of lines with a p-value."""
     return [
         *_evaluation(protocol, steps),
         *_trainings(protocol, steps),
         _fingerprint(protocol),
-        *_statistics(protocol, steps),
+        *_statistics(protocol, comparisons),
         f"Versions: {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}.",
     ]
 
@@ -80,18 +80,21 @@ def _fingerprint(protocol: Protocol) -> str:
     )
 
 
-def _statistics(protocol: Protocol, steps: Steps) -> list[str]:
-    comparisons = max(0, len(protocol.arms) - 1) * len(protocol.budgets) * len({r.dataset.name for r in steps.runs})
+def _statistics(protocol: Protocol, comparisons: int) -> list[str]:
     one = len(protocol.draws) * len(protocol.seeds) == 1
     return [
         f"Draws of labeled cases: {', '.join(protocol.draws)} ({protocol.splits or 'at random'}); spread is the "
         "standard deviation of the mean Dice over draws and seeds" + (" (one run only: none)." if one else "."),
-        f"Intervals: 95 %, percentile bootstrap of the paired difference to {protocol.baseline}, {RESAMPLES} "
+        f"Dice - baseline [95 %]: percentile bootstrap of the paired difference to {protocol.baseline}, {RESAMPLES} "
         "resamples; cases and draws are resampled independently of each other (pigeonhole bootstrap), seeds "
-        "are averaged within a draw; with a single draw its seeds take the place of draws. With one draw and "
-        "one seed only cases are resampled, and the interval says nothing about other draws.",
-        "p: Wilcoxon's signed-rank test of the Dice, two-sided, on cases, each the mean over its draws and seeds; not "
-        f"corrected for the number of comparisons (about {comparisons} here).",
+        "are averaged within a draw; with a single draw its seeds take the place of draws. It knows only the draws "
+        "that were made: of two to five it is too narrow for others. With one draw and one seed only cases are "
+        "resampled.",
+        "other draws [95 %]: of the same difference for draws and cases that were not seen, by analysis of variance "
+        "and Student's t (Hillis 2007, with draws for readers). Few draws make it wide: three have to agree well for "
+        "it to leave out 0. From cases that all draws have; - for a single draw.",
+        "p: Wilcoxon's signed-rank test of the Dice, two-sided, on cases, each the mean over its draws and seeds: for "
+        f"these draws, whatever others would give. Not corrected for the number of comparisons ({comparisons} here).",
     ]
 
 

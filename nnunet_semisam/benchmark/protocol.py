@@ -57,7 +57,7 @@ KEYS = {
     "configuration": "nnU-Net's configuration",
     "epochs": "of every training",
     "iterations": "per epoch",
-    "val_iterations": "per epoch; nothing that is reported depends on them",
+    "val_iterations": "per epoch: time, and without processes for augmentation other random numbers",
     "network": "null = as planned, or patch_size, features, batch_size and spacing (mm) of a smaller one",
     "fingerprint_from": '"all" cases, or only the "labeled" ones of each draw (plans once per draw)',
     "val_cases": "evaluation cases where there is no splits file (null = a fifth)",

@@ -65,7 +65,7 @@ def build_page(work: Path, protocol: Protocol, steps: Steps, lines: list[Line]) 
                 these = [line for line in own if (line.labels, line.label) == (labels, label)]
                 page.table(HEAD, [table_row(line, _cost(line, steps, full), protocol) for line in these])
     page.heading("What the numbers are")
-    page.items(caption(protocol, steps))
+    page.items(caption(protocol, steps, comparisons=sum(len(line.differences) > 0 for line in lines)))
     if failed := [run for run in steps.runs if (steps.folder(run) / FAILED).is_file()]:
         page.heading("Runs that failed")
         page.items([f"{run.title}: {(steps.folder(run) / FAILED).read_text().splitlines()[0]}" for run in failed])
@@ -76,8 +76,8 @@ def build_page(work: Path, protocol: Protocol, steps: Steps, lines: list[Line]) 
     return page
 
 
-HEAD = ["arm", "Dice", "spread", "Dice - baseline [95 %]", "p", "HD95", "ASSD", "NSD", "NSD - baseline [95 %]", "empty"]
-HEAD += ["cases x draws", "iterations", "seconds"]
+HEAD = ["arm", "Dice", "spread", "Dice - baseline [95 %]", "other draws [95 %]", "p", "HD95", "ASSD", "NSD"]
+HEAD += ["NSD - baseline [95 %]", "empty", "cases x draws", "iterations", "seconds"]
 
 
 def table_row(line: Line, cost: tuple[str, str], protocol: Protocol) -> list[str]:
@@ -89,6 +89,7 @@ def table_row(line: Line, cost: tuple[str, str], protocol: Protocol) -> list[str
         _percent(line.means["dice"]),
         _percent(line.spread) if not math.isnan(line.spread) else "-",
         _difference(dice),
+        "" if dice is None else _interval(dice.draws_low, dice.draws_high),
         "" if dice is None else _p(dice.p),
         f"{line.means['hd95']:.2f} {unit}",
         f"{line.means['assd']:.2f} {unit}",
@@ -124,7 +125,11 @@ def _percent(value: float) -> str:
 def _difference(difference) -> str:
     if difference is None:
         return "baseline"
-    return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{100 * difference.mean:+.1f} {_interval(difference.low, difference.high)}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _p(value: float) -> str:

@@ -20,7 +20,7 @@ from nnunet_semisam.benchmark.runs import Run
 from nnunet_semisam.benchmark.scores import FINAL, TEACHER
 
 MEAN = "mean of classes"
-LIMITS = ("difference", "low", "high", "p")
+LIMITS = ("difference", "low", "high", "draws_low", "draws_high", "p")
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Line:
         row |= {"replicates": self.replicates, "cases": self.cases, "empty": self.empty, "spread": self.spread}
         for metric in METRICS:
             row[metric] = self.means[metric]
+            difference = self.differences.get(metric)
             for limit in LIMITS:
-                difference = self.differences.get(metric)
                 name = "mean" if limit == "difference" else limit
                 row[f"{metric}_{limit}"] = "" if difference is None else getattr(difference, name)
+            row[f"{metric}_pairs"] = "" if difference is None else f"{difference.cases} x {difference.replicates}"
         return row
 
 
@@ -142,7 +143,7 @@ class _Table:
             yield Line(
                 self.dataset, budget, column, label,
                 means={metric: float(_nanmean(values[metric], None)) for metric in METRICS},
-                spread=float(np.std(of_runs, ddof=1)) if len(set(of_runs)) > 1 else math.nan,
+                spread=float(np.std(of_runs, ddof=1)) if len(of_runs) > 1 else math.nan,
                 replicates=len(of_runs),
                 cases=int((~np.isnan(values["dice"])).any((0, 1)).sum()),
                 empty=self.empty[column],

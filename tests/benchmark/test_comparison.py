@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_semisam.benchmark.comparison import bootstrap_interval, compare, wilcoxon
+from nnunet_semisam.benchmark.comparison import bootstrap_interval, compare, draws_interval, wilcoxon
 
 
 def test_wilcoxon_by_hand():
@@ -45,6 +45,33 @@ def test_draws_that_disagree_widen_the_interval_more_than_cases_that_repeat():
     assert bootstrap_interval(same) == pytest.approx(one, abs=1e-3)  # four copies are no more evidence
     low, high = bootstrap_interval(apart)
     assert high - low > 5 * (one[1] - one[0])
+
+
+def test_of_draws_that_differ_and_cases_that_do_not_the_interval_is_students():
+    of_draws = np.array([4.6, 1.4, 3.8])
+    wanted = stats.t.interval(0.95, 2, of_draws.mean(), stats.sem(of_draws))
+    assert draws_interval(np.repeat(of_draws[:, None], 5, axis=1)) == pytest.approx(wanted)
+    of_cases = np.array([1.0, 4.0, 2.0, 9.0])  # the same in every draw: as many degrees of freedom as one likes
+    low, high = draws_interval(of_cases + np.array([[-1e-9], [1e-9]]))
+    assert high - low == pytest.approx(2 * stats.norm.ppf(0.975) * stats.sem(of_cases), rel=1e-3)
+
+
+def test_three_draws_are_enough_for_the_interval_to_hold_what_it_says_and_the_bootstrap_is_too_narrow():
+    rng = np.random.default_rng(5)
+    inside = np.zeros(2)
+    for _ in range(1000):
+        pairs = rng.normal(0, 2, (3, 1)) + rng.normal(0, 1, (1, 16)) + rng.normal(0, 1, (3, 16))
+        limits = draws_interval(pairs), bootstrap_interval(pairs, resamples=200)
+        inside += [low <= 0 <= high for low, high in limits]
+    assert 0.92 <= inside[0] / 1000 <= 0.97 and inside[1] / 1000 <= 0.88
+
+
+def test_one_draw_says_nothing_about_others_and_holes_leave_their_case_out():
+    assert all(map(math.isnan, draws_interval(np.ones((1, 8)))))
+    pairs = np.random.default_rng(6).normal(0, 1, (3, 8))
+    torn = pairs.copy()
+    torn[1, 2] = math.nan
+    assert draws_interval(torn) == pytest.approx(draws_interval(np.delete(pairs, 2, axis=1)))
 
 
 def test_a_planted_difference_is_found():

@@ -54,6 +54,7 @@ def test_a_planted_gain_is_found_and_none_where_there_is_none(made):
     lines = lines_of(used, runs)
     gain = lines["1", "front", "semisam"].differences["dice"]
     assert 0.03 < gain.low < 0.04 < gain.high < 0.05 and gain.p < 0.001
+    assert 0.03 < gain.draws_low < gain.low and gain.high < gain.draws_high < 0.05
     none = lines["1", "front", "semisam (teacher)"].differences["dice"]
     assert none.low < 0 < none.high
     assert lines["1", "front", "supervised"].differences == {}
@@ -124,7 +125,9 @@ def test_page_and_files_tell_numbers_leak_rules_and_what_is_missing(made):
     with (root / "summary.csv").open() as file:
         summary = list(csv.DictReader(file))
     row = next(r for r in summary if (r["labels"], r["class"], r["column"]) == ("1", "front", "semisam"))
-    assert float(row["dice_low"]) > 0.03 and float(row["dice_p"]) < 0.001
+    assert float(row["dice_low"]) > float(row["dice_draws_low"]) > 0.03 and float(row["dice_p"]) < 0.001
+    pairs = sum(bool(r["dice_p"]) for r in summary)
+    assert row["dice_pairs"] == "16 x 3" and f"comparisons ({pairs} here)" in text
 
 
 def test_text_of_others_cannot_become_html():
