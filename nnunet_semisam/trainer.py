@@ -42,6 +42,8 @@ from nnunet_semisam.teacher import EmaTeacher
 from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
 
+CHECKPOINTS = 20  # in a training, at least: with nnU-Net's 1000 epochs every 50, as there; one of 49 would have none
+
 
 class SemiSAM(SemiSupervisedStep):
     """Mixin for nnU-Net trainers: `class MyTrainer(SemiSAM, nnUNetTrainerDA5)`.
@@ -71,6 +73,7 @@ class SemiSAM(SemiSupervisedStep):
         )
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
             setattr(self, name, getattr(self.semisam, name) or getattr(self, name))
+        self.save_every: int = min(self.save_every, max(1, self.num_epochs // CHECKPOINTS))  # type: ignore[has-type]
         self.outputs = OutputSpace(self.label_manager.num_segmentation_heads, self.label_manager.has_regions)
         self.method = build_method(self.semisam.method, self.semisam.method_args, self.outputs)
         self.semisam.require_terms((*self.method.term_names, "sam"))

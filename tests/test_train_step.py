@@ -266,6 +266,11 @@ def test_a_length_in_the_section_that_is_not_that_of_the_trainers_name_is_told(t
     assert not [line for line in lines if "is a training of" in line]
 
 
+def test_a_short_training_writes_checkpoints_as_often_for_its_length_as_a_long_one(toy):
+    every = {epochs: build(nnUNetTrainerSemiSAM, short(num_epochs=epochs)).save_every for epochs in (3, 49, 250, 1000)}
+    assert every == {3: 1, 49: 2, 250: 12, 1000: 50}
+
+
 def test_a_section_with_a_misspelt_name_stops_the_training(toy, monkeypatch):
     plans = toy_trainer.plans
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 from nnunet_semisam.benchmark.comparison import RESAMPLES
 from nnunet_semisam.benchmark.metrics import EMPTY_RULE
 from nnunet_semisam.benchmark.protocol import Protocol
+from nnunet_semisam.benchmark.provenance import told
 from nnunet_semisam.benchmark.steps import Steps
-
-PACKAGES = ("nnunet_semisam", "nnunetv2", "torch", "monai", "scipy")
 
 
 def caption(protocol: Protocol, steps: Steps, *, comparisons: int) -> list[str]:
@@ -19,7 +16,7 @@ def caption(protocol: Protocol, steps: Steps, *, comparisons: int) -> list[str]:
         *_trainings(protocol, steps),
         _fingerprint(protocol),
         *_statistics(protocol, comparisons),
-        f"Versions: {', '.join(f'{name} {_version(name)}' for name in PACKAGES)}.",
+        told(facts.get("versions") for run in steps.runs if (facts := steps.trained(run))),
     ]
 
 
@@ -96,10 +93,3 @@ def _statistics(protocol: Protocol, comparisons: int) -> list[str]:
         "p: Wilcoxon's signed-rank test of the Dice, two-sided, on cases, each the mean over its draws and seeds: for "
         f"these draws, whatever others would give. Not corrected for the number of comparisons ({comparisons} here).",
     ]
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "?"

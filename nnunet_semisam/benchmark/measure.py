@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nnunet_semisam.benchmark.launch import Launcher, Slot
 from nnunet_semisam.benchmark.planning import plan_steps
@@ -15,7 +17,7 @@ from nnunet_semisam.benchmark.schedule import Schedule, carry_out
 from nnunet_semisam.benchmark.steps import Steps
 
 CASES, ITERATIONS, EPOCHS = 3, 5, 2  # the second epoch is timed: the first one warms up
-AT_ONCE = {"min_labeled_dice": 0.0}
+AT_ONCE = {"delay": 0, "schedule": "constant"}  # every term, at the weight that it has
 FILE = "measured.json"
 
 
@@ -43,21 +45,31 @@ def measure_arms(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str,
 
 def shortened(protocol: Protocol) -> Protocol:
     """The protocol at a length of a few iterations, all terms on, with one labeled set and few evaluation cases."""
-    arms = tuple(replace(arm, section={**arm.section, **AT_ONCE}) for arm in protocol.arms if not arm.needs)
+    arms = tuple(replace(arm, section=_at_once(arm.section)) for arm in protocol.arms if not arm.needs)
     return replace(
         protocol, arms=arms, budgets=protocol.budgets[:1], draws=protocol.draws[:1], seeds=protocol.seeds[:1],
-        epochs=EPOCHS, iterations=ITERATIONS, max_cases=CASES,
+        epochs=EPOCHS, iterations=ITERATIONS, val_iterations=1, max_cases=CASES,
     )  # fmt: skip
 
 
+def _at_once(section: Mapping[str, Any]) -> dict[str, Any]:
+    terms = {name: {**term, **AT_ONCE} for name, term in section.get("terms", {}).items()}
+    return {**section, "terms": terms, "min_labeled_dice": 0.0}
+
+
 def facts(run: Run, steps: Steps) -> dict[str, float]:
-    """Seconds of an iteration (with its share of the validation), of predicting a case, and of everything else."""
+    """Seconds of an iteration (with its share of the validation), of predicting a case, and of everything else, such
+    as the test and the tuning of a generalist."""
     trained, whole = steps.trained(run), steps.seconds(run)
     iteration, case = trained["last_epoch"] / ITERATIONS, 0.0
     for folder in steps.folder(run).glob("predicted_*"):
         written = sorted(file.stat().st_mtime for file in folder.glob(f"*{run.dataset.ending}"))
         case += (written[-1] - written[0]) / max(1, len(written) - 1)
-    return {"iteration": iteration, "case": case, "rest": whole - trained["seconds"] - case * len(run.cases)}
+    return {
+        "iteration": iteration,
+        "case": case,
+        "rest": whole - EPOCHS * trained["last_epoch"] - case * len(run.cases),
+    }
 
 
 def guesses(work: Path, protocol: Protocol, runs: list[Run]) -> dict[tuple[str, str], float]:

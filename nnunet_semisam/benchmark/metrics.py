@@ -18,7 +18,8 @@ METRICS = ("dice", "hd95", "assd", "nsd")
 MISSED, INVENTED, ABSENT = "missed", "invented", "absent"
 EMPTY_RULE = (
     "A class that is in the reference but not in the prediction (missed), or the other way round (invented), has Dice "
-    "and NSD 0, and as HD95 and ASSD the diagonal of the image. A class that is in neither is left out."
+    "and NSD 0, and as HD95 and ASSD the diagonal of the image. A class that is in neither has Dice and NSD 1 and "
+    "distances of 0: where one arm invents it, all others have found that it is not there."
 )
 
 
@@ -42,7 +43,7 @@ def measure(
     flat = tuple(truth.shape[axis] for axis in axes)
     prediction, truth = prediction.reshape(flat), truth.reshape(flat)
     if not prediction.any() and not truth.any():
-        return {**dict.fromkeys(METRICS, math.nan), "empty": ABSENT}
+        return {"dice": 1.0, "hd95": 0.0, "assd": 0.0, "nsd": 1.0, "empty": ABSENT}
     if not prediction.any() or not truth.any():
         far = math.hypot(*size)
         return {"dice": 0.0, "hd95": far, "assd": far, "nsd": 0.0, "empty": INVENTED if prediction.any() else MISSED}

@@ -20,7 +20,8 @@ class Run:
     """One training with its predictions and scores.
 
     Args:
-        digest: of everything that decides the weights but seed and labeled cases. Other settings, other folder.
+        digest: of everything that decides the weights but seed and labeled cases. Other settings, other folder. An arm
+            of equal time has another one for every draw, since its length is another.
     """
 
     dataset: RawDataset
@@ -72,7 +73,7 @@ def expand(protocol: Protocol, datasets: list[RawDataset]) -> list[Run]:
             for key, fold in found.items():
                 for arm in in_order(protocol.arms):
                     used = fold if arm.labels == "budget" else of[key]
-                    runs.append(Run(dataset, used, arm, seed, digest(protocol, arm), protocol))
+                    runs.append(Run(dataset, used, arm, seed, digest(protocol, arm, used), protocol))
     return list({run.name: run for run in runs}.values())
 
 
@@ -87,7 +88,7 @@ def needs(run: Run, runs: list[Run]) -> list[Run]:
     return [other for other in same if other.arm.name in run.arm.needs]
 
 
-def digest(protocol: Protocol, arm: Arm) -> str:
+def digest(protocol: Protocol, arm: Arm, fold: Fold) -> str:
     """Eight hexadecimal digits that change with the settings of an arm, and with the defaults of this package."""
     shared = {
         key: getattr(protocol, key)
@@ -95,7 +96,8 @@ def digest(protocol: Protocol, arm: Arm) -> str:
     }
     content = {**shared, "trainer": arm.trainer, "section": settled(arm)}
     if arm.needs:
-        content["time"] = [digest(protocol, protocol.arm(name)) for name in arm.needs]
+        content["time"] = [digest(protocol, protocol.arm(name), fold) for name in arm.needs]
+        content["draw"] = [fold.labels, fold.draw]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:8]
 
 
@@ -125,5 +127,8 @@ def write_json(file: Path, content: Any) -> None:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1))
+    with temporary.open("w") as text:
+        json.dump(content, text, indent=1)
+        text.flush()
+        os.fsync(text.fileno())
     os.replace(temporary, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import threading
@@ -12,16 +11,26 @@ from typing import Any
 
 from nnunet_semisam.benchmark.home import PLANS, Home, home_of
 from nnunet_semisam.benchmark.launch import Busy, CommandFailed, Launcher, Slot, locked
+from nnunet_semisam.benchmark.provenance import training_versions
 from nnunet_semisam.benchmark.runs import Run, needs, write_json
-from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv, score, write_csv
+from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, score, write_csv
+from nnunet_semisam.benchmark.state import (
+    BEGUN,
+    CHECKPOINTS,
+    PREDICTED,
+    SCORED,
+    TRAINED,
+    State,
+    cases_of,
+    read,
+    scoring,
+)
 from nnunet_semisam.benchmark.training_log import epoch_seconds, length, training_seconds
 
-CHECKPOINTS = {FINAL: "checkpoint_final.pth", TEACHER: "checkpoint_final_teacher.pth"}
-BEGUN, TRAINED, PREDICTED, SCORED = "begun.json", "trained.json", "benchmark_predicted.json", "scored.json"
 LENGTH, FAILED = "length.json", "failed.txt"
 
 
-class Steps:
+class Steps(State):
     """Carries runs out in a work folder.
 
     Args:
@@ -29,7 +38,8 @@ class Steps:
     """
 
     def __init__(self, work: Path, runs: list[Run], launcher: Launcher) -> None:
-        self.work, self.runs, self.launcher = work, runs, launcher
+        super().__init__(work, runs)
+        self.launcher = launcher
         self._homes: dict[Path, Home] = {}
         self._lock, self._scoring = threading.Lock(), threading.Lock()
 
@@ -56,46 +66,23 @@ class Steps:
         home = self.home(run)
         home.prepare(run, slot, self.launcher)
         self.train(run, home, slot, lock)
-        weights = [name for name, file in CHECKPOINTS.items() if (home.fold_folder(run) / file).is_file()]
+        fold = home.fold_folder(run)
+        weights = [name for name, file in CHECKPOINTS.items() if (fold / file).is_file()]
+        if FINAL not in weights:
+            raise RuntimeError(f"{fold} has no {CHECKPOINTS[FINAL]}, though {self.folder(run) / TRAINED} says trained")
         for name in weights:
             self.predict(run, home, slot, lock, name)
         self.score(run, weights)
-
-    def folder(self, run: Run) -> Path:
-        """Where logs, predictions and scores of a run lie."""
-        return self.work / "runs" / run.name
 
     def home(self, run: Run) -> Home:
         home = home_of(run, self.work)
         with self._lock:
             return self._homes.setdefault(home.data, home)
 
-    # --- what is done ---------------------------------------------------------------------------------------------
-
-    def done(self, run: Run) -> bool:
-        """Are there scores of these cases, in these units?"""
-        return _read(self.folder(run) / SCORED).get("settings") == scoring(run)
-
-    def trained(self, run: Run) -> dict[str, Any]:
-        """Seconds, epochs, iterations and device of a finished training; empty before."""
-        return _read(self.folder(run) / TRAINED)
-
-    def epochs_done(self, run: Run) -> int:
-        """Finished epochs of a training that is not finished."""
-        begun = _read(self.folder(run) / BEGUN)
-        return len(epoch_seconds(self.work / begun["fold"])) if begun else 0
-
-    def seconds(self, run: Run) -> float | None:
-        """How long a run took in all; None if it is not done."""
-        if not self.done(run):
-            return None
-        predicted = [_read(self.folder(run) / f"predicted_{name}" / PREDICTED) for name in CHECKPOINTS]
-        return self.trained(run)["wall"] + sum(marker.get("seconds", 0) for marker in predicted)
-
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def train(self, run: Run, home: Home, slot: Slot, lock: int | None) -> None:
-        """`nnUNetv2_train`, continued where there is a checkpoint; a checkpoint that cannot be continued is dropped."""
+        """`nnUNetv2_train`, continued where there is a checkpoint; one that cannot be read is dropped."""
         if self.trained(run):
             return
         home.write_configuration(run, self.epochs(run))
@@ -115,6 +102,8 @@ class Steps:
             "seconds": seconds,
             "wall": max(seconds, time.time() - start),
             "device": slot.device,
+            "cases": cases_of(run),
+            "versions": training_versions(),
             **length(fold),
         }
         facts["last_epoch"] = epoch_seconds(fold)[facts["epochs"] - 1]
@@ -129,8 +118,8 @@ class Steps:
                 self.command(run, home, slot, lock, *words, "--c", **loaders)
                 return
             except CommandFailed:
-                if self.launcher.stopped:
-                    raise
+                if self.launcher.stopped or _readable(fold):
+                    raise  # no memory, a full disk: nothing that training anew would mend
         shutil.rmtree(fold, ignore_errors=True)
         self.command(run, home, slot, lock, *words, **loaders)
 
@@ -138,9 +127,15 @@ class Steps:
         """Epochs of a run; for an arm of equal time as many as fill the time of the other arm, at least."""
         if not run.arm.needs:
             return run.protocol.epochs
-        if settled := _read(self.folder(run) / LENGTH):
+        if settled := read(self.folder(run) / LENGTH):
             return settled["epochs"]
-        seconds = {other.arm.name: self.trained(other)["seconds"] for other in needs(run, self.runs)}
+        facts = {other.arm.name: self.trained(other) for other in needs(run, self.runs)}
+        devices = {name: found["device"] for name, found in facts.items()}
+        if len({device.split(":")[0] for device in devices.values()}) > 1:
+            raise RuntimeError(
+                f"{run.arm.name}: no equal time, as its arms ran on {devices}; use one kind of --devices"
+            )
+        seconds = {name: found["seconds"] for name, found in facts.items()}
         ratio = seconds[run.arm.time_of] / seconds[run.arm.like]
         epochs = max(1, math.ceil(run.protocol.epochs * ratio - 1e-9))
         write_json(self.folder(run) / LENGTH, {"epochs": epochs, "ratio": ratio})
@@ -150,7 +145,7 @@ class Steps:
         """`nnUNetv2_predict` on the evaluation cases."""
         out = self.folder(run) / f"predicted_{weights}"
         marker, wanted = out / PREDICTED, {"cases": list(run.cases), "mirroring": run.protocol.mirroring}
-        had = _read(marker)
+        had = read(marker)
         if had.get("mirroring") == wanted["mirroring"] and set(had["cases"]) >= set(run.cases):
             return
         shutil.rmtree(out, ignore_errors=True)
@@ -192,17 +187,14 @@ class Steps:
         environment = slot.environment() | home.environment() | more
         self.launcher.run(words, log=log, environment=environment, lock=lock)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Scores of all runs that are done."""
-        return [row for run in self.runs if self.done(run) for row in read_csv(self.folder(run) / SCORES_FILE)]
 
+def _readable(fold: Path) -> bool:
+    """Can the checkpoint be read from which nnU-Net goes on?"""
+    from nnunet_semisam.checkpoint import read_checkpoint
 
-def scoring(run: Run) -> dict[str, Any]:
-    """What decides the scores of a trained run: noted beside them, so that other settings score again."""
-    protocol = run.protocol
-    units = {"tolerance": protocol.tolerance, "voxel_units": protocol.voxel_units, "mirroring": protocol.mirroring}
-    return {"cases": list(run.cases), **units}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    files = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+    file = next((file for file in files if file.is_file()), None)
+    try:
+        return file is not None and bool(read_checkpoint(str(file)))
+    except (ValueError, OSError):
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def protocol_values(args: argparse.Namespace) -> dict[str, Any]:
     remembered = args.work / "protocol.json"
     file = args.protocol or (remembered if remembered.is_file() else None)
     values = {} if file is None else read_protocol_file(file)
-    values |= {key: getattr(args, key) for key in KEYS if getattr(args, key, None) is not None}
+    values |= _absolute({key: getattr(args, key) for key in KEYS if getattr(args, key, None) is not None})
     network = {key: getattr(args, key) for key in ("patch_size", "features", "batch_size", "spacing")}
     if network := {key: value for key, value in network.items() if value is not None}:
         values["network"] = {**(values.get("network") or {}), **network}
@@ -84,6 +84,25 @@ def protocol_values(args: argparse.Namespace) -> dict[str, Any]:
     names = [*names, *(arm["name"] for arm in map(_arm, args.arm) if arm["name"] not in names)]
     values["arms"] = [own.get(name, name) for name in names]
     return values
+
+
+def _absolute(given: dict[str, Any]) -> dict[str, Any]:
+    """Paths as they are from anywhere: the work folder remembers them. A data set may also be a name."""
+    if "splits" in given:
+        given["splits"] = str(Path(given["splits"]).expanduser().resolve())
+    if "datasets" in given:
+        folders = [(name, Path(name).expanduser()) for name in given["datasets"]]
+        given["datasets"] = [str(folder.resolve()) if folder.is_dir() else name for name, folder in folders]
+    return given
+
+
+def _changed(values: Mapping[str, Any], remembered: Path) -> str:
+    """What the work folder will remember otherwise than so far, in words; empty where nothing changes."""
+    from nnunet_semisam.benchmark.protocol import read_protocol_file
+
+    before = read_protocol_file(remembered) if remembered.is_file() else values
+    changed = [f"{key} {before.get(key)} -> {value}" for key, value in values.items() if before.get(key) != value]
+    return f"{remembered} changes: {'; '.join(changed)}" if changed else ""
 
 
 def _arm(text: str) -> dict[str, Any]:
@@ -145,6 +164,8 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--workers must be at least 1 and --loaders at least 0")
     devices = _devices(args.devices)
     places = slots(devices, args.workers or len(devices), cores(), args.loaders)
+    if line := _changed(protocol.as_dict(), work / "protocol.json"):
+        print(line)
     if args.measure:
         require_monai()
     not_timed = measure_arms(work, protocol, places) if args.measure else {}

@@ -12,7 +12,8 @@ from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.progress import kind
 from nnunet_semisam.benchmark.run import list_runs, run_benchmark
 from nnunet_semisam.benchmark.runs import expand, write_json
-from nnunet_semisam.benchmark.steps import Steps, scoring
+from nnunet_semisam.benchmark.state import scoring
+from nnunet_semisam.benchmark.steps import Steps
 from nnunet_semisam.cli.benchmark import main
 
 LOG = "2026-01-01 10:00:01.500000: Epoch 0 \nx: Epoch time: 2.0 s \n"

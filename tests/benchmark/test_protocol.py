@@ -1,6 +1,7 @@
 """Protocols: what is refused and how, arms, flags over files, and names that settings decide."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from made_up import protocol, raw_dataset
@@ -8,10 +9,15 @@ from made_up import protocol, raw_dataset
 from nnunet_semisam import presets
 from nnunet_semisam.benchmark.arms import BUILT_IN, parse_arms
 from nnunet_semisam.benchmark.dataset import find_dataset
+from nnunet_semisam.benchmark.draws import Fold
+from nnunet_semisam.benchmark.launch import Launcher
+from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.protocol import read_protocol, read_protocol_file
 from nnunet_semisam.benchmark.runs import digest, expand, needs
-from nnunet_semisam.cli.benchmark import _parser, protocol_values
+from nnunet_semisam.cli.benchmark import _changed, _parser, protocol_values
 from nnunet_semisam.cli.plan import check_section
+
+FOLD = Fold("Dataset901_Toy", "2", "0", ("c0", "c1"), ("c2",), ("c3",))
 
 
 @pytest.mark.parametrize(
@@ -100,26 +106,63 @@ def test_other_settings_have_other_folders_and_what_only_scoring_needs_has_not(t
     dataset = raw_dataset(tmp_path)
     arm = BUILT_IN["semisam"]
     digests = {
-        digest(protocol(dataset, **values), arm)
+        digest(protocol(dataset, **values), arm, FOLD)
         for values in ({}, {"epochs": 3}, {"iterations": 3}, {"network": {"batch_size": 4}}, {"configuration": "2d"})
     }
     assert len(digests) == 5
     changed = parse_arms([{"name": "semisam", "section": {"ema_decay": 0.9}}])[0]
-    assert digest(protocol(dataset), changed) not in digests
+    assert digest(protocol(dataset), changed, FOLD) not in digests
     for values in ({"tolerance": 2.0}, {"max_cases": 1}, {"budgets": [1, 2]}, {"seeds": [0, 1]}):
-        assert digest(protocol(dataset, **values), arm) == digest(protocol(dataset), arm)
+        assert digest(protocol(dataset, **values), arm, FOLD) == digest(protocol(dataset), arm, FOLD)
+
+
+def test_paths_are_remembered_as_they_are_from_anywhere_and_a_change_is_told(tmp_path, monkeypatch):
+    raw_dataset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags = [str(tmp_path / "work"), "--datasets", "Dataset901_Toy", "Dataset902_Named", "--splits", "splits.json"]
+    values = protocol_values(_parser().parse_args(flags))
+    assert values["datasets"] == [str(tmp_path / "Dataset901_Toy"), "Dataset902_Named"]
+    assert values["splits"] == str(tmp_path / "splits.json")
+    remembered = tmp_path / "protocol.json"
+    assert _changed({"epochs": 3}, remembered) == ""
+    remembered.write_text(json.dumps({"epochs": 3, "draws": ["0"]}))
+    assert _changed({"epochs": 3, "draws": ["1"]}, remembered) == f"{remembered} changes: draws ['0'] -> ['1']"
+
+
+@pytest.mark.parametrize(
+    "arm, message",
+    [
+        ({"name": "x", "trainer": "nnUNetTrainerSemiSAN"}, "arm x: nnU-Net finds no trainer 'nnUNetTrainerSemiSAN'"),
+        ({"name": "x", "labels": "all"}, "arm x: .*all labels.* has no unlabeled case left; lower budgets"),
+        ({"name": "x", "section": {"sam": {"backend": "sam_med3d"}}}, "arm x: .*nnUNetv2_semisam_sam"),
+    ],
+)
+def test_an_arm_that_would_fail_when_its_turn_comes_is_refused_before_anything_starts(tmp_path, arm, message):
+    dataset = raw_dataset(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        plan_steps(tmp_path / "work", protocol(dataset, arms=["supervised", arm]), Launcher())
+    used = protocol(dataset, arms=["supervised", "full", {"name": "own", "trainer": "nnUNetTrainer_5epochs"}])
+    assert len(plan_steps(tmp_path / "work", used, Launcher()).runs) == 5
+
+
+def test_only_an_arm_of_equal_time_has_another_configuration_for_every_draw(tmp_path):
+    """Its length is another: two workers would write it under one name."""
+    here = protocol(raw_dataset(tmp_path), arms=["supervised", "semisam", "supervised_time"])
+    for name, count in (("semisam", 1), ("supervised_time", 3)):
+        folds = (FOLD, replace(FOLD, draw="1"), replace(FOLD, labels="4"))
+        assert len({digest(here, BUILT_IN[name], fold) for fold in folds}) == count
 
 
 def test_other_defaults_have_other_folders_but_for_stock_training(tmp_path, monkeypatch):
     """Results of an older version are not taken for those of today."""
-    from dataclasses import replace
-
     from nnunet_semisam import trainer
 
     here = protocol(raw_dataset(tmp_path))
 
     def digests():
-        return {name: digest(here, BUILT_IN[name]) for name in ("supervised", "mean_teacher", "semisam", "faithful")}
+        return {
+            name: digest(here, BUILT_IN[name], FOLD) for name in ("supervised", "mean_teacher", "semisam", "faithful")
+        }
 
     before = digests()
     for kind in (trainer.nnUNetTrainerSemiSAM, trainer.nnUNetTrainerMeanTeacher):
@@ -131,14 +174,14 @@ def test_a_default_that_is_spelled_out_changes_nothing(tmp_path):
     here, names = protocol(raw_dataset(tmp_path)), set()
     for perturbation in ({}, {"cutout": 0.25}, {"cutout": 0.3}):
         (arm,) = parse_arms([{"name": "x", "section": {"method_args": {"perturbation": perturbation}}}])
-        names.add(digest(here, arm))
+        names.add(digest(here, arm, FOLD))
     assert len(names) == 2
 
 
 def test_whole_millimetres_are_the_same_spacing(tmp_path):
     dataset, (arm, *_) = raw_dataset(tmp_path), parse_arms(["semisam"])
     spacings = ([2, 2, 2], [2.0, 2.0, 2.0], [2.0, 2.0, 2.5])
-    assert len({digest(protocol(dataset, network={"spacing": spacing}), arm) for spacing in spacings}) == 2
+    assert len({digest(protocol(dataset, network={"spacing": spacing}), arm, FOLD) for spacing in spacings}) == 2
 
 
 def test_one_ceiling_serves_all_budgets_and_draws_and_equal_time_comes_last(tmp_path):

@@ -13,7 +13,8 @@ from nnunet_semisam.benchmark.page import Page
 from nnunet_semisam.benchmark.results import write_results
 from nnunet_semisam.benchmark.runs import expand, write_json
 from nnunet_semisam.benchmark.scores import SCORES_FILE, read_csv, write_csv
-from nnunet_semisam.benchmark.steps import Steps, scoring
+from nnunet_semisam.benchmark.state import scoring
+from nnunet_semisam.benchmark.steps import Steps
 from nnunet_semisam.benchmark.summary import MEAN, summarise
 
 ARMS = ["supervised", "full", "semisam"]

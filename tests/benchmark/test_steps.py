@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from made_up import NAME, protocol, raw_dataset
 
 from nnunet_semisam.benchmark import steps as steps_module
 from nnunet_semisam.benchmark.home import MARKER
 from nnunet_semisam.benchmark.launch import CommandFailed, Launcher, Slot
+from nnunet_semisam.benchmark.provenance import sources, told, training_versions
 from nnunet_semisam.benchmark.runs import expand
 from nnunet_semisam.benchmark.steps import Steps
 
@@ -29,6 +31,7 @@ class Stub(Launcher):
     def __init__(self, work):
         super().__init__()
         self.work, self.commands, self.die_at = work, [], None
+        self.write = True  # checkpoints, while training
 
     def run(self, command, *, log, environment, lock):
         self.commands.append(command)
@@ -51,10 +54,11 @@ class Stub(Launcher):
         fold = results / f"{words['-tr']}__nnUNetPlans__{command[2]}" / f"fold_{command[3]}"
         if "--c" in command:
             assert (fold / "checkpoint_latest.pth").exists() or (fold / "checkpoint_final.pth").exists()
-            if (fold / "checkpoint_latest.pth").read_text() == "damaged":
+            if (fold / "checkpoint_latest.pth").read_bytes() == b"damaged":
                 raise CommandFailed("cannot load the checkpoint")
         fold.mkdir(parents=True, exist_ok=True)
-        (fold / "checkpoint_latest.pth").write_text("half")
+        if self.write:
+            (fold / "checkpoint_latest.pth").write_text("half")
         if self.die_at == "train":
             return
         plans = json.loads((self.work / "nnunet/all/preprocessed" / NAME / "nnUNetPlans.json").read_text())
@@ -183,6 +187,53 @@ def test_a_checkpoint_that_cannot_be_continued_is_dropped(bench):
     assert bench.stub.names() == ["train --c", "train", "predict"]
 
 
+def test_a_training_that_cannot_go_on_for_another_reason_is_kept(bench):
+    """No memory, a full disk: the checkpoint is in order, and training anew would end in the same way."""
+    bench.stub.die_at = "train"
+    with pytest.raises(CommandFailed):
+        bring(bench.steps(), "supervised")
+    file = next(bench.work.rglob("checkpoint_latest.pth"))
+    torch.save({"current_epoch": 2}, file)
+    bench.stub.names()
+    kept = file.read_bytes()
+    bench.stub.write = False
+    with pytest.raises(CommandFailed, match="was killed"):
+        bring(bench.steps(), "supervised")
+    assert bench.stub.names() == ["train --c"] and file.read_bytes() == kept
+
+
+def test_other_labeled_cases_of_the_same_draw_are_no_scores_of_it(bench):
+    steps = bench.steps(draws=["0"])
+    bring(steps, "supervised")
+    steps.require_same_cases()
+    fewer = bench.steps(draws=["0"], val_cases=4)  # one unlabeled case fewer
+    with pytest.raises(ValueError, match="trained in .* on c.* with 3 unlabeled cases.*another work folder"):
+        fewer.require_same_cases()
+    marker = next(bench.work.rglob("trained.json"))
+    before = json.loads(marker.read_text())
+    marker.write_text(json.dumps({key: value for key, value in before.items() if key != "cases"}))
+    fewer.require_same_cases()  # of a version that did not note them
+
+
+def test_versions_are_noted_with_the_training_and_told_where_they_differ(bench):
+    bring(steps := bench.steps(), "supervised")
+    (noted,) = [steps.trained(run)["versions"] for run in steps.runs if steps.trained(run)]
+    assert noted == training_versions() and sources() in noted["nnunet_semisam"]
+    assert told([noted, noted]).startswith("Trained by nnunet_semisam")
+    mixed = told([noted, {**noted, "torch": "1.0"}, None])
+    assert mixed.startswith("TRAINED BY DIFFERENT VERSIONS") and "torch 1.0" in mixed and "not noted" in mixed
+
+
+def test_a_marker_that_a_power_cut_has_emptied_is_none(bench):
+    bring(steps := bench.steps(), "supervised")
+    for file in bench.work.rglob("scored.json"):
+        file.write_text("")
+    assert not any(steps.done(run) for run in steps.runs)
+    bench.stub.names()
+    bring(bench.steps(), "supervised")
+    assert bench.stub.names() == [] and any(steps.done(run) for run in steps.runs)
+
+
 def test_more_cases_predict_again_and_other_units_only_score_again(bench):
     bring(bench.steps(max_cases=1), "supervised")
     bench.stub.names()
@@ -210,6 +261,15 @@ def test_equal_time_trains_as_many_epochs_as_take_as_long_and_keeps_to_it(bench)
     trained = steps.trained(run)
     assert trained["epochs"] == 8  # 3 epochs of 2 s against 3 of 5 s: 7.5, at least
     assert trained["seconds"] == 16.0
+
+
+def test_equal_time_is_not_reckoned_from_two_kinds_of_device(bench):
+    arms = ["supervised", "semisam", "supervised_time"]
+    steps = bench.steps(arms=arms)
+    for arm, device in (("supervised", "cpu"), ("semisam", "cuda:1")):
+        steps(next(run for run in steps.runs if run.arm.name == arm), Slot(device))
+    with pytest.raises(RuntimeError, match="no equal time.*'semisam': 'cuda:1'.*one kind of --devices"):
+        bring(steps, "supervised_time")
 
 
 def test_the_fold_shows_training_no_label_of_a_hidden_or_evaluation_case(bench):

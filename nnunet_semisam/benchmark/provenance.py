@@ -1,0 +1,46 @@
+"""By which code a training was made: versions of packages, and a sum over the sources of this one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import nnunet_semisam
+
+TRAINING = ("nnunet_semisam", "nnunetv2", "torch")
+SCORING = ("monai", "scipy")
+
+
+@cache
+def training_versions() -> dict[str, str]:
+    """Versions of what trains; that of this package with the sum of its sources, since commits share a version."""
+    found = {name: version(name) for name in TRAINING}
+    return {**found, "nnunet_semisam": f"{found['nnunet_semisam']} ({sources()})"}
+
+
+def sources() -> str:
+    """Eight hexadecimal digits that change with any Python file of this package."""
+    root, digest = Path(nnunet_semisam.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def version(name: str) -> str:
+    """Of an installed package; "?" where it is not one."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "?"
+
+
+def told(trainings: Iterable[Mapping[str, str] | None]) -> str:
+    """The distinct versions of trainings in words; None for a training that did not note them."""
+    distinct = {", ".join(f"{n} {v}" for n, v in (found or {"versions": "not noted"}).items()) for found in trainings}
+    scored = ", ".join(f"{name} {version(name)}" for name in SCORING)
+    if len(distinct) > 1:
+        return f"TRAINED BY DIFFERENT VERSIONS: {'; or '.join(sorted(distinct))}. Scored with {scored}."
+    return f"Trained by {''.join(distinct) or 'nothing yet'}; scored with {scored}."

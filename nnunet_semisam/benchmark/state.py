@@ -1,0 +1,81 @@
+"""What is done: the markers that steps leave in the folder of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunet_semisam.benchmark.runs import Run
+from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv
+from nnunet_semisam.benchmark.training_log import epoch_seconds
+
+CHECKPOINTS = {FINAL: "checkpoint_final.pth", TEACHER: "checkpoint_final_teacher.pth"}
+BEGUN, TRAINED, PREDICTED, SCORED = "begun.json", "trained.json", "benchmark_predicted.json", "scored.json"
+
+
+class State:
+    """Runs of a work folder, as far as they have come."""
+
+    def __init__(self, work: Path, runs: list[Run]) -> None:
+        self.work, self.runs = work, runs
+
+    def folder(self, run: Run) -> Path:
+        """Where logs, predictions and scores of a run lie."""
+        return self.work / "runs" / run.name
+
+    def done(self, run: Run) -> bool:
+        """Are there scores of these cases, in these units?"""
+        return read(self.folder(run) / SCORED).get("settings") == scoring(run)
+
+    def trained(self, run: Run) -> dict[str, Any]:
+        """Seconds, epochs, iterations and device of a finished training; empty before."""
+        return read(self.folder(run) / TRAINED)
+
+    def require_same_cases(self) -> None:
+        """Raises ValueError if a finished training had other labeled or unlabeled cases than its draw now has."""
+        for run in self.runs:
+            had = self.trained(run).get("cases", cases_of(run))
+            if had != cases_of(run):
+                raise ValueError(
+                    f"{run.title}: trained in {self.folder(run)} on {', '.join(had['labeled'])} with "
+                    f"{len(had['unlabeled'])} unlabeled cases, but this draw now means "
+                    f"{', '.join(run.fold.labeled)} with {len(run.fold.unlabeled)}; take another work folder"
+                )
+
+    def epochs_done(self, run: Run) -> int:
+        """Finished epochs of a training that is not finished."""
+        begun = read(self.folder(run) / BEGUN)
+        return len(epoch_seconds(self.work / begun["fold"])) if begun else 0
+
+    def seconds(self, run: Run) -> float | None:
+        """How long a run took in all; None if it is not done."""
+        wall = self.trained(run).get("wall")
+        if not self.done(run) or wall is None:
+            return None
+        predicted = [read(self.folder(run) / f"predicted_{name}" / PREDICTED) for name in CHECKPOINTS]
+        return wall + sum(marker.get("seconds", 0) for marker in predicted)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Scores of all runs that are done."""
+        return [row for run in self.runs if self.done(run) for row in read_csv(self.folder(run) / SCORES_FILE)]
+
+
+def scoring(run: Run) -> dict[str, Any]:
+    """What decides the scores of a trained run: noted beside them, so that other settings score again."""
+    protocol = run.protocol
+    units = {"tolerance": protocol.tolerance, "voxel_units": protocol.voxel_units, "mirroring": protocol.mirroring}
+    return {"cases": list(run.cases), **units}
+
+
+def cases_of(run: Run) -> dict[str, list[str]]:
+    """What a run may see, as it is noted with its training."""
+    return {"labeled": list(run.fold.labeled), "unlabeled": list(run.fold.unlabeled)}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What a marker says; nothing if there is none, or the power went while it was written."""
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        return {}
