@@ -2,7 +2,8 @@
 
 The rule, in numbers of voxels per patch as a share of the patch, by class, as moving averages over iterations:
 
-* too much: the teacher's share on unlabeled patches is above `HIGH` times the largest average of labeled patches;
+* too much: the teacher's share on unlabeled patches is above `HIGH` times the largest average of labeled patches, or
+  above `STRANGE` for a class that no labeled patch has shown;
 * too little: it is below 1/`LOW` of the smallest average of those labeled patches that were cropped at random, as
   unlabeled patches are (nnU-Net lays a third of the labeled patches on foreground on purpose), for a class that the
   teacher has known: predicted as often as 1/`RETURN` of that for `WINDOW` judged iterations in a row.
@@ -32,6 +33,7 @@ from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 from nnunet_semisam.ops.shares import shares_of_labels, shares_of_regions
 
 HIGH, LOW, RETURN = 4.0, 10.0, 2.0
+STRANGE = 1e-3  # an average in floating point never gets back to 0 from what an untrained network says
 WARM_UP = 500  # iterations; two epochs of nnU-Net
 WINDOW = 100  # iterations that the averages look back on
 # by the teacher's labels of unlabeled patches; all labeled ones; labeled ones cropped at random; by its probabilities
@@ -107,8 +109,8 @@ class CollapseGuard:
         for side, (*parts, valid) in ((side, sums[side]) for side in SIDES):
             if valid and math.isfinite(sum(parts)):  # one infinity of a teacher in half precision would stay for ever
                 now = [part / valid for part in parts]
-                before = self.mean.get(side, now)
-                self.mean[side] = [old + (new - old) / WINDOW for old, new in zip(before, now, strict=True)]
+                before, weight = self.mean.get(side, now), 1 / min(self.seen + 1, WINDOW)
+                self.mean[side] = [old + (new - old) * weight for old, new in zip(before, now, strict=True)]
         self.seen += 1
         if self.seen <= WINDOW or "teacher" not in self.mean:
             return []
@@ -135,7 +137,7 @@ class CollapseGuard:
 
     def _judge(self, index: int) -> str | None:
         name, share = self.names[index], self.mean["teacher"][index]
-        high, low = HIGH * self.largest[index], self.smallest[index] / LOW if self.smallest else 0.0
+        high, low = HIGH * self.largest[index] or STRANGE, self.smallest[index] / LOW if self.smallest else 0.0
         if name in self.held:
             high, low = high / RETURN, low * RETURN
         out = "above" if share > high else "below" if share < low else None

@@ -65,6 +65,21 @@ def test_foreground_everywhere_is_told(guard):
     assert len(lines) == 1 and "background" in lines[0] and "below" in lines[0]
 
 
+def test_a_class_that_no_label_shows_holds_nothing_up_because_an_untrained_network_predicted_it(guard):
+    """One labeled case rarely shows all classes of a data set; the average never gets back to exactly 0."""
+    fed(guard, sums((0.3, 0.4), (0.12, 0.0)))
+    assert fed(guard, sums((0.1, 0.0), (0.12, 0.0)), times=700) == [] and not guard.held
+    (line,) = fed(guard, sums((0.1, 0.01), (0.12, 0.0)), times=200)
+    assert "WARNING" in line and "predicts tumor in" in line and "above 0.001," in line
+    (line,) = fed(guard, sums((0.1, 0.0), (0.12, 0.0)), times=400)
+    assert "within the range" in line and not guard.held
+
+
+def test_what_an_untrained_network_predicted_is_forgotten_when_judging_begins(guard):
+    fed(guard, sums((0.3, 0.4), (0.12, 6e-4)), times=20)
+    assert fed(guard, sums((0.1, 6e-4), (0.12, 6e-4)), times=600) == []
+
+
 def test_nothing_is_said_at_the_start(guard):
     assert fed(guard, sums((0.9, 0.1), (0.1, 0.01)), times=collapse.WARM_UP) == []
 
