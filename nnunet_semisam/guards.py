@@ -94,7 +94,8 @@ class StepGuard:
         return outcome
 
     def end_epoch(self, trainer: nnUNetTrainer, outcomes: list[dict]) -> list[dict]:
-        """The outcomes of the steps that were made; all of them where nothing is left, or with several processes.
+        """The outcomes of the steps that were made; all of them where nothing is left. With several processes the mean
+        of the others stands for a step that was left out: nnU-Net wants equally many from each process.
 
         Raises:
             TrainingDiverged: processes have seen too many bad steps that the others have not.
@@ -105,8 +106,11 @@ class StepGuard:
             if number := int(late.item()):
                 self._late = 0
                 self._tell(trainer, [f"supervised (in {number} steps of this epoch)"], [], number)
-            return outcomes  # nnU-Net wants equally many from each process
-        return [outcome for outcome in outcomes if np.isfinite(outcome["loss"]).all()] or outcomes
+        made = [outcome for outcome in outcomes if np.isfinite(outcome["loss"]).all()]
+        if made and trainer.is_ddp:
+            mean = {"loss": np.mean([outcome["loss"] for outcome in made])}
+            return made + [mean] * (len(outcomes) - len(made))
+        return made or outcomes
 
     def state_dict(self) -> dict[str, int]:
         return {"count": self.count}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchgenerators.utilities.file_and_folder_operations import save_json
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -110,10 +110,23 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> No
         record = Path(trainer.output_folder) / "semisam_unlabeled.json"
         with writing(trainer.output_folder):
             save_json(trainer.semisam.as_dict(), os.path.join(trainer.output_folder, "semisam.json"), sort_keys=False)
+            if pool is not None and trainer.iteration and (line := _pool_changes(record, pool)):
+                trainer.print_to_log_file(line)
             if pool is None:
                 record.unlink(missing_ok=True)
             else:
                 save_json({case: file.parent.name for case, file in pool.items()}, str(record), sort_keys=False)
+
+
+def _pool_changes(record: Path, pool: Mapping[str, Path]) -> str | None:
+    """In words, how the unlabeled cases of a resumed training differ from those that it had."""
+    before = load_json(str(record)) if record.is_file() else pool
+    gone, new = (", ".join(sorted(set(one) - set(other))) for one, other in ((before, pool), (pool, before)))
+    if not gone and not new:
+        return None
+    return (
+        f"WARNING: semisam: the unlabeled cases are not those of before: gone are {gone or 'none'}; new {new or 'none'}"
+    )
 
 
 def next_batch(trainer: SemiSAM) -> UnlabeledBatch:

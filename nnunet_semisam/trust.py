@@ -49,7 +49,8 @@ def settle_trust(
     elif resumed is not None:
         trust = {name: float(resumed.get(name, 1.0)) for name in foreground}
     else:
-        test = partial(probe_classes, labeler, trainer, trainer.do_split()[0], names)
+        cases = sorted(trainer.do_split()[0])  # fold all comes as the file system lists it
+        test = partial(probe_classes, labeler, trainer, cases, names)
         rows = on_first_rank(trainer, test, "the test of SAM on the labeled cases")  # not to differ by a rounding error
         trust = {name: 1.0 for name in foreground} | {row.name: float(row.helps) for row in rows}
     labeler.trust = [trust.get(name, 1.0) for name in names]

@@ -78,7 +78,7 @@ def labeled_cases(trainer: SemiSAM) -> list[LabeledCase]:
     Raises:
         ValueError: a case of the list is hidden as well, or was not preprocessed.
     """
-    trained_on, _ = trainer.do_split()
+    trained_on = sorted(trainer.do_split()[0])  # fold all comes as the file system lists it
     chosen = [trained_on[number * len(trained_on) // MOST_CASES] for number in range(MOST_CASES)]
     folder = trainer.preprocessed_dataset_folder
     splits = os.path.join(trainer.preprocessed_dataset_folder_base, "splits_final.json")

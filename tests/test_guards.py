@@ -1,7 +1,9 @@
 """Numerical trouble: told by term and case, the step left out, training ended after too many; healthy runs alike."""
 
 import copy
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -9,6 +11,7 @@ from test_train_step import toy  # noqa: F401 (a fixture)
 from toy_ranks import bad_loss_in_one
 from toy_trainer import LABELED, UNLABELED, build, short, weights
 
+from nnunet_semisam import guards
 from nnunet_semisam.guards import TrainingDiverged, fetch
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
 
@@ -110,6 +113,17 @@ def test_the_last_good_checkpoint_stays(toy, monkeypatch):  # noqa: F811
     checkpoint = torch.load(f"{built.output_folder}/checkpoint_latest.pth", weights_only=False)
     assert checkpoint["current_epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in checkpoint["network_weights"].values())
+
+
+def test_a_step_that_was_left_out_does_not_make_the_loss_of_the_epoch_nan():
+    made, out = [{"loss": np.float32(1.0)}, {"loss": np.float32(3.0)}], guards.SKIPPED
+    for ranks, losses in ((False, [1.0, 3.0]), (True, [1.0, 3.0, 2.0])):  # nnU-Net wants equally many from each
+        guard, rank = guards.StepGuard(9), nnUNetTrainerSemiSAM.__new__(nnUNetTrainerSemiSAM)
+        rank.is_ddp, rank.device = ranks, torch.device("cpu")
+        with mock.patch.object(guards.dist, "all_reduce"):
+            found = guard.end_epoch(rank, [made[0], out, made[1]])
+            assert [float(outcome["loss"]) for outcome in found] == losses
+            assert guard.end_epoch(rank, [out]) == [out]
 
 
 def test_the_count_is_resumed(toy, monkeypatch):  # noqa: F811

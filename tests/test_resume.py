@@ -1,5 +1,8 @@
 """Continuing with a changed configuration or changed plans: told, refused where the run would be another one."""
 
+import json
+import os
+
 import pytest
 import torch
 import toy_trainer
@@ -35,6 +38,18 @@ def test_nothing_changed_is_nothing_told(file, monkeypatch):
     built, lines = resumed(file, monkeypatch)
     built.on_train_start()
     assert lines == []
+
+
+def test_other_unlabeled_cases_than_before_are_told(file, monkeypatch):
+    with open(record := f"{os.path.dirname(file)}/semisam_unlabeled.json") as text:
+        before = json.load(text)
+    with open(record, "w") as text:
+        json.dump({**dict(list(before.items())[1:]), "z": "elsewhere"}, text)
+    built, told = resumed(file, monkeypatch)
+    monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
+    built.on_train_start()
+    (line,) = [line for line in told if "WARNING" in line]
+    assert line.endswith(f"gone are z; new {next(iter(before))}")
 
 
 @pytest.mark.parametrize("section", [{"num_epochs": 2}, {"seed": 8}, {"max_bad_steps": 5}, {"skip_bad": True}], ids=str)

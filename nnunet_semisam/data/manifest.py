@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -78,9 +79,17 @@ class Manifest:
 
         For machines that do not have the raw images.
         """
-        now = {"source": self.source, "settings": self.settings}
-        made = [case for case, record in self.cases.items() if now.items() <= record.items() and REMOVED not in record]
-        return {case: self.image(case) for case in sorted(made) if self.image(case).is_file()}
+        made = (case for case in self.present_cases() if self.cases[case].get("settings") == self.settings)
+        return {case: self.image(case) for case in made if self.image(case).is_file()}
+
+    def outdated_cases(self) -> list[str]:
+        """Cases that were in the source, but were made with other settings than the present ones."""
+        return [case for case in self.present_cases() if self.cases[case].get("settings") != self.settings]
+
+    def present_cases(self) -> list[str]:
+        """Recorded cases that were in the source when somebody last looked there, in order."""
+        own = (case for case, record in self.cases.items() if record.get("source") == self.source)
+        return sorted(case for case in own if REMOVED not in self.cases[case])
 
     def note_present(self, cases: Iterable[str]) -> None:
         """Marks recorded cases of the source as removed unless they are among `cases`, all that it holds now."""
@@ -105,7 +114,7 @@ class Manifest:
         recorded = {**self.cases, **_cases_in(self.file)}
         own = {case: record for case, record in self._own.items() if _as_present(recorded.get(case, {})) != record}
         self.cases = {**recorded, **own, **(changes or {})}
-        partial = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+        partial = self.file.with_name(f".{self.file.name}.{uuid.uuid4().hex}")  # other machines may write, too
         with writing(self.file):
             try:
                 partial.write_text(json.dumps(self.cases, indent=1, sort_keys=True))

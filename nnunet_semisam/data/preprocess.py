@@ -38,6 +38,17 @@ ONE_DAY = 24 * 3600
 MOST_FOR_3D = 4  # nnUNetv2_preprocess's default for 3d_fullres: volumes take memory
 
 
+_VANISHED = (
+    "{folder} holds no image, but {count} unlabeled cases were preprocessed from there. Is it mounted, and the link in "
+    "order? If they are to be left out for good, delete {file}"
+)
+_OUTDATED = (
+    "{count} unlabeled cases of {file} were preprocessed with other plans or another nnU-Net version, and there is no "
+    "raw data set folder {name} to make them again from; preprocess where it is (nnUNetv2_semisam_preprocess), with "
+    "the nnU-Net of this machine"
+)
+
+
 def preprocess_unlabeled(
     dataset_name: str,
     plans_manager: PlansManager,
@@ -62,15 +73,21 @@ def preprocess_unlabeled(
         The preprocessed image (`.b2nd`) of every case that now lies in `imagesUn`; empty without such a folder.
 
     Raises:
-        ValueError: wrong names in `imagesUn`, or cases that cannot be preprocessed (all are named; good ones are kept).
+        ValueError: wrong names in `imagesUn`, or cases that cannot be preprocessed (all are named; good ones are kept);
+            cases are known of, but `imagesUn` is empty or gone, or there is no raw data set folder and they were
+            preprocessed with other plans or another nnU-Net.
         RuntimeError: a worker process died.
         DiskTrouble: what was made could not be written.
     """
     manifest = open_manifest(dataset_name, plans_manager, configuration_manager, FOLDER)
     raw_folder = raw_folder_of(dataset_name)
     if not raw_folder:
+        if old := manifest.outdated_cases():
+            raise ValueError(_OUTDATED.format(count=len(old), file=manifest.file, name=dataset_name))
         return manifest.finished_cases()
     cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
+    if not cases and not skipped and (had := manifest.present_cases()):
+        raise ValueError(_VANISHED.format(count=len(had), folder=Path(raw_folder) / FOLDER, file=manifest.file))
     manifest.note_present(cases)
     managers = plans_manager, configuration_manager, dataset_json
     failed = make_missing(
@@ -218,8 +235,9 @@ def partial_folder(folder: Path) -> Iterator[Path]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{PARTIAL}*"):
-            if time.time() - left.stat().st_mtime > ONE_DAY:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process may be at the same
+                if time.time() - left.stat().st_mtime > ONE_DAY:
+                    shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         yield partial

@@ -110,7 +110,27 @@ def test_without_the_raw_folder_what_was_made_is_used(toy, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
     assert run(toy) == made
     toy.edit_plans(spacing=[2.0, 1.0, 1.0])
-    assert run(toy) == {}
+    with pytest.raises(ValueError, match="1 unlabeled cases of .*preprocessed with other plans or another nnU-Net"):
+        run(toy)  # not silently without them
+
+
+@pytest.mark.parametrize("loss", ["not mounted", "dangling link", "no folder"])
+def test_a_folder_that_was_full_and_is_empty_is_an_error_and_nothing_is_marked(toy, made, monkeypatch, loss):
+    toy.image("x"), toy.image("y", seed=1)
+    run(toy)
+    folder, away = toy.raw / "imagesUn", toy.raw / "away"
+    folder.rename(away)
+    if loss == "not mounted":
+        folder.mkdir()
+    elif loss == "dangling link":
+        folder.symlink_to(toy.raw / "nowhere")
+    with pytest.raises(ValueError, match=r"imagesUn holds no image, but 2 unlabeled cases.*delete .*_unlabeled.json"):
+        run(toy)
+    with monkeypatch.context() as patch:
+        patch.delenv("nnUNet_raw")
+        assert list(run(toy)) == ["x", "y"]
+    (toy.preprocessed / "nnUNetPlans_3d_fullres_unlabeled.json").unlink()
+    assert run(toy) == {} and made == ["x", "y"]
 
 
 def test_a_removed_image_does_not_come_back_without_the_raw_folder(toy, made, monkeypatch):
