@@ -51,7 +51,8 @@ def main() -> None:
         patch = args.patch[-2:] if args.slices else args.patch
         heads = range(1, len(cases[0].truth))
         config = SamConfig(tune=args.steps)
-        report = tune_and_report(backend, cases, heads=heads, patch_size=patch, config=config, seed=args.seed)
+        task = backend.tuning_task(cases, heads=heads, patch_size=patch, config=config)
+        report = tune_and_report(backend, cases, task, heads=heads, patch_size=patch, config=config, seed=args.seed)
         print(report)
         header(f"{folder.name}, tuned on {len(cases)}: {args.steps} steps, {time.perf_counter() - began:.0f} s")
         if args.out:

@@ -16,18 +16,18 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semisam.config import SamConfig
-from nnunet_semisam.data.labeled import head_names, load_labeled_cases, mostly_labeled
+from nnunet_semisam.data.labeled import LabeledCases, head_names, mostly_labeled
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.labeler import SamLabeler
-from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_for
+from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_by_head
 from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
 
 FILE = "semisam_trust.json"
 DICE = 0.75  # of the test's prompts: about a teacher that SAM can still help
 PATCHES = 24  # at most, or one per class where there are more classes
 PATCHES_PER_CLASS = 12
-MOST_CASES = 12  # held in memory: evenly spread over the fold's list
+MOST_CASES = 12  # evenly spread over the fold's list
 
 
 def settle_trust(
@@ -81,15 +81,14 @@ def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[s
     """One row for each foreground class that the cases show, from prompts of Dice `DICE`."""
     folder = str(trainer.preprocessed_dataset_folder)
     few = list(dict.fromkeys(cases[number * len(cases) // MOST_CASES] for number in range(MOST_CASES)))
-    labeled = load_labeled_cases(folder, few, trainer.label_manager)
+    labeled = LabeledCases(folder, few, trainer.label_manager)
     outputs: OutputSpace = labeler.outputs
     heads = outputs.foreground_heads
     count = min(PATCHES_PER_CLASS, max(1, PATCHES // len(heads)))
     prober = Prober(labeler.backend, labeler.config, outputs, trainer.device)
-    rows = []
-    for head in heads:
-        patches = patches_for(labeled, head, patch_size=trainer.configuration_manager.patch_size, count=count)
-        patches = [patch for patch in patches if mostly_labeled(patch, head)]
+    rows, patch_size = [], trainer.configuration_manager.patch_size
+    for head, shown in patches_by_head(labeled, heads, patch_size=patch_size, count=count).items():
+        patches = [patch for patch in shown if mostly_labeled(patch, head)]
         asked = [
             prober.ask(patch, corrupted_prob(patch, head, outputs, wanted=DICE, number=number), head, iteration=number)
             for number, patch in enumerate(patches)

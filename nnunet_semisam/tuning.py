@@ -20,18 +20,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nnunet_semisam.checkpoint import write_atomically
-from nnunet_semisam.data.labeled import load_labeled_cases, mostly_labeled
+from nnunet_semisam.data.labeled import LabeledCases, mostly_labeled
 from nnunet_semisam.data.splits import read_split
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.base import SamBackend
-from nnunet_semisam.sam.tuning import REPORTED, Report, Tunable, tune_and_report
+from nnunet_semisam.sam.tuning import REPORTED, Report, Tunable, TuningTask, tune_and_report
 from nnunet_semisam.types import LabeledCase
 
 if TYPE_CHECKING:
     from nnunet_semisam.trainer import SemiSAM
 
 FILE = "semisam_tuned.pt"
-MOST_CASES = 16  # that are held in memory and tuned on: evenly spread over the fold's list
+MOST_CASES = 16  # that are tuned on: evenly spread over the fold's list
 
 
 def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
@@ -54,25 +54,26 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
     heads, patch_size = trainer.outputs.foreground_heads, tuple(trainer.configuration_manager.patch_size)
     planar = len(patch_size) == 2  # a plane is whole, whatever is labeled on others
     cases = labeled_cases(trainer)
-    cases = [case for case in cases if planar or all(mostly_labeled(case, head) for head in heads)]
+    if trainer.label_manager.has_ignore_label and not planar:
+        cases = cases.only(lambda case: all(mostly_labeled(case, head) for head in heads))
     if automatic:
         sam = replace(sam, tune=backend.tuning_steps(len(cases)))
     asked: dict[str, Any] = {"heads": heads, "patch_size": patch_size, "config": sam}
     try:
-        module = backend.tuning_task(cases, **asked).module
+        task = backend.tuning_task(cases, **asked)
     except ValueError as error:
         if not automatic:
             raise
         trainer.print_to_log_file(f"semisam: the generalist is used as it is ({error})")
         return
-    tune = partial(_tune_or_load, trainer, backend, module, cases, asked)
+    tune = partial(_tune_or_load, trainer, backend, task, cases, asked)
     on_first_rank(trainer, tune, "tuning of the generalist")
     if trainer.is_ddp:
-        for tensor in module.state_dict().values():
+        for tensor in task.module.state_dict().values():
             dist.broadcast(tensor, 0)
 
 
-def labeled_cases(trainer: SemiSAM) -> list[LabeledCase]:
+def labeled_cases(trainer: SemiSAM) -> LabeledCases:
     """Cases of the fold's `train` list, at most `MOST_CASES`.
 
     Raises:
@@ -84,29 +85,28 @@ def labeled_cases(trainer: SemiSAM) -> list[LabeledCase]:
     splits = os.path.join(trainer.preprocessed_dataset_folder_base, "splits_final.json")
     known = trainer.dataset_class.get_identifiers(folder)
     read_split(splits, trainer.fold, known=known, allow_unlabeled_val=trainer.semisam.allow_unlabeled_val)
-    return load_labeled_cases(folder, list(dict.fromkeys(map(str, chosen))), trainer.label_manager)
+    return LabeledCases(folder, list(dict.fromkeys(map(str, chosen))), trainer.label_manager)
 
 
 def _tune_or_load(
-    trainer: SemiSAM, backend: Tunable, module: nn.Module, cases: Sequence[LabeledCase], asked: dict[str, Any]
+    trainer: SemiSAM, backend: Tunable, task: TuningTask, cases: LabeledCases, asked: dict[str, Any]
 ) -> None:
     seed = trainer.semisam.seed or 0
-    key = fingerprint(module, cases, {**asked, "config": asdict(asked["config"]), "seed": seed})
+    key = fingerprint(task.module, cases, {**asked, "config": asdict(asked["config"]), "seed": seed})
     file = os.path.join(trainer.output_folder, FILE)
     if (state := _read(file, key)) is not None:
-        module.load_state_dict(state)
+        task.module.load_state_dict(state)
         trainer.print_to_log_file(f"semisam: generalist tuned before; weights of {file}")
         return
     began = time.perf_counter()
-    names = ", ".join(case.name for case in cases)
-    trainer.print_to_log_file(f"semisam: tuning the generalist on the labeled cases {names}")
-    report = tune_and_report(backend, cases, seed=seed, **asked)
+    trainer.print_to_log_file(f"semisam: tuning the generalist on the labeled cases {', '.join(cases.names)}")
+    report = tune_and_report(backend, cases, task, seed=seed, **asked)
     for line in _told(report, trainer.dataset_json["labels"]):
         trainer.print_to_log_file(line, add_timestamp=False)
     trainer.print_to_log_file(f"semisam: tuned {asked['config'].tune} steps, {time.perf_counter() - began:.0f} s")
     if not trainer.disable_checkpointing:
-        state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
-        content = {"key": key, "cases": [case.name for case in cases], "sum": checksum(state), "state": state}
+        state = {name: tensor.cpu() for name, tensor in task.module.state_dict().items()}
+        content = {"key": key, "cases": cases.names, "sum": checksum(state), "state": state}
         write_atomically(content, file)
 
 

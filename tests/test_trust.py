@@ -167,8 +167,8 @@ def test_only_labels_of_training_cases_matter(toy, monkeypatch, tmp_path):  # no
 
 def test_no_label_file_of_another_case_is_opened(toy, monkeypatch):  # noqa: F811
     opened = []
-    load = module.load_labeled_cases
-    monkeypatch.setattr(module, "load_labeled_cases", lambda f, cases, m: opened.extend(cases) or load(f, cases, m))
+    load = module.LabeledCases
+    monkeypatch.setattr(module, "LabeledCases", lambda f, cases, m: opened.extend(cases) or load(f, cases, m))
     trainer = build(nnUNetTrainerSemiSAM, section())
     trainer.initialize()
     trainer.on_train_start()
@@ -242,7 +242,7 @@ def test_an_object_with_labels_in_a_few_planes_is_no_test_of_sam(toy, monkeypatc
     assert module.mostly_labeled(LabeledCase("padded", whole.image, truth & padded, padded), 1)
 
     sam = use(monkeypatch, OneClassSam())
-    monkeypatch.setattr(module, "load_labeled_cases", lambda *args: [torn])
+    monkeypatch.setattr(module, "LabeledCases", lambda *args: [torn])
     trainer = build(nnUNetTrainerSemiSAM, section())
     trainer.on_train_start()
     assert trainer.trust == {"ball": 1.0, "shell": 1.0} and sam.calls == 0

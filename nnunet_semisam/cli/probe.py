@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nnunet_semisam.config import SamConfig
+    from nnunet_semisam.data.labeled import LabeledCases
     from nnunet_semisam.sam.probe import Asked
     from nnunet_semisam.sam.verdict import Row
     from nnunet_semisam.types import LabeledCase
@@ -27,11 +28,11 @@ WARNING = "note: the model has learned from these very cases, so its prompts are
 
 @dataclass(frozen=True)
 class Task:
-    """What is probed: the fold's labeled cases in memory, and how the configuration sees them."""
+    """What is probed: the fold's labeled cases, and how the configuration sees them."""
 
     name: str
     config: SamConfig
-    cases: list[LabeledCase]
+    cases: LabeledCases
     heads: list[str]
     outputs: Any
     patch_size: Sequence[int]
@@ -46,7 +47,7 @@ def probe(args: argparse.Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task, model_folder, folder = _open(args, device)
     folder = _unused(args.o or folder)
-    print(f"{task.name}: {len(task.cases)} labeled training case(s): {', '.join(case.name for case in task.cases)}")
+    print(f"{task.name}: {len(task.cases)} labeled training case(s): {', '.join(task.cases.names)}")
     prompts: dict[str, Callable[[LabeledCase, int, int], Tensor]] = _prompts(args, task, model_folder)
     if "model" in prompts:
         print(WARNING)
@@ -55,7 +56,7 @@ def probe(args: argparse.Namespace) -> int:
     print(text)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "probe.md").write_text(f"{text}\n", encoding="utf-8")
-    content = {"sam": asdict(task.config), "cases": [case.name for case in task.cases], "dice": args.dice}
+    content = {"sam": asdict(task.config), "cases": task.cases.names, "dice": args.dice}
     content |= {"rows": [asdict(row) | {"gain": row.gain} for row in rows], "trials": trials}
     (folder / "probe.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(f"written: {folder}")
@@ -101,7 +102,7 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Task, str, Pa
     from nnunet_semisam.cli.plan import check_section, set_key
     from nnunet_semisam.config import SamConfig, SemiSAMConfig
     from nnunet_semisam.data.dataset import PlannedDataset
-    from nnunet_semisam.data.labeled import head_names, load_labeled_cases
+    from nnunet_semisam.data.labeled import LabeledCases, head_names
     from nnunet_semisam.data.splits import training_cases
     from nnunet_semisam.ops.outputs import OutputSpace
 
@@ -117,7 +118,7 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Task, str, Pa
     if "model" in args.prompts_from and manager.previous_stage_name:
         raise ValueError(f"{args.c} is a cascade: its model cannot prompt here; leave model out of --prompts-from")
     names = training_cases(planned.folder / "splits_final.json", fold, known=planned.labeled_cases(manager))
-    cases = load_labeled_cases(planned.folder / manager.data_identifier, names, labels)
+    cases = LabeledCases(planned.folder / manager.data_identifier, names, labels)
     outputs = OutputSpace(labels.num_segmentation_heads, labels.has_regions)
     title = f"{planned.name}, {args.c}, fold {fold}, {config.backend}"
     shape = manager.patch_size, manager.spacing
@@ -170,16 +171,16 @@ def _run(args: argparse.Namespace, task: Task, prompts: dict[str, Any], folder: 
 
     from nnunet_semisam.cli.probe_picture import draw
     from nnunet_semisam.sam import build_backend
-    from nnunet_semisam.sam.probe import Prober, patches_for
+    from nnunet_semisam.sam.probe import Prober, patches_by_head
     from nnunet_semisam.sam.verdict import summarize
 
     backend = build_backend(task.config, task.device, task.spacing)
     configs = [task.config, *(replace(task.config, prompts=(kind,)) for kind in ALONE if args.each_kind)]
     probers = {config.prompts: Prober(backend, config, task.outputs, task.device) for config in configs}
-    rows, trials = [], []
-    for head in task.outputs.foreground_heads:
+    rows, trials, heads = [], [], task.outputs.foreground_heads
+    shown = patches_by_head(task.cases, heads, patch_size=task.patch_size, count=args.patches)
+    for head, patches in shown.items():
         name = task.heads[head]
-        patches = patches_for(task.cases, head, patch_size=task.patch_size, count=args.patches)
         for source, prompt in prompts.items():
             found: dict[tuple[str, ...], list[Asked]] = {kinds: [] for kinds in probers}
             chosen = patches if source == "corrupted" else _distinct(patches)

@@ -1,13 +1,13 @@
-"""Whole preprocessed cases with their labels: what a generalist may be judged by and tuned on.
+"""Preprocessed cases with their labels: what a generalist may be judged by and tuned on.
 
 Only for cases of a fold's `train` list. The caller names them; nothing here looks for more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,21 +19,43 @@ from nnunet_semisam.types import LabeledCase
 MOSTLY = 0.5  # share of an object's box that has to be labeled, where there is an ignore label
 
 
-def load_labeled_cases(folder: str | Path, cases: Sequence[str], label_manager: LabelManager) -> list[LabeledCase]:
-    """The named cases of a folder that nnU-Net has preprocessed (`nnUNetPlans_3d_fullres`), in memory.
+class LabeledCases(Sequence[LabeledCase]):
+    """The named cases of a folder that nnU-Net has preprocessed (`nnUNetPlans_3d_fullres`).
 
+    Each is read when it is asked for, and only what asked holds it: with a mask per head a large CT takes gigabytes.
     Images are (C, z, y, x) for every configuration, 2D ones included.
 
     Raises:
         ValueError: a case was not preprocessed.
     """
-    dataset_class = infer_dataset_class(str(folder))
-    missing = sorted(set(cases) - set(dataset_class.get_identifiers(str(folder))))
-    if missing:
-        raise ValueError(f"no preprocessed case {', '.join(missing)} in {folder}; run nnUNetv2_preprocess first")
-    dataset = dataset_class(str(folder), list(cases))
-    read = ((case, dataset.load_case(case)) for case in cases)
-    return [_labeled_case(case, image, label, label_manager) for case, (image, label, *_) in read]
+
+    def __init__(self, folder: str | Path, names: Sequence[str], label_manager: LabelManager) -> None:
+        dataset_class = infer_dataset_class(str(folder))
+        missing = sorted(set(names) - set(dataset_class.get_identifiers(str(folder))))
+        if missing:
+            raise ValueError(f"no preprocessed case {', '.join(missing)} in {folder}; run nnUNetv2_preprocess first")
+        self.folder, self.names, self.label_manager = str(folder), list(names), label_manager
+        self._dataset = dataset_class(str(folder), self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> LabeledCase: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LabeledCases: ...
+
+    def __getitem__(self, index: int | slice) -> LabeledCase | LabeledCases:
+        if isinstance(index, slice):
+            return LabeledCases(self.folder, self.names[index], self.label_manager)
+        image, label, *_ = self._dataset.load_case(self.names[index])
+        return _labeled_case(self.names[index], image, label, self.label_manager)
+
+    def only(self, wanted: Callable[[LabeledCase], bool]) -> LabeledCases:
+        """Those that a look at them says are wanted."""
+        names = [name for name, case in zip(self.names, self, strict=True) if wanted(case)]
+        return LabeledCases(self.folder, names, self.label_manager)
 
 
 def head_names(label_manager: LabelManager) -> list[str]:

@@ -6,6 +6,7 @@ Every view is encoded once and remembered, so a step costs a few runs of the dec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,13 +51,14 @@ class DecoderTask:
         config: SamConfig,
     ) -> None:
         self.backend, self.module, self.config = backend, module, config
-        self.views: list[tuple[LabeledCase, int]] = []
+        self.views: list[LabeledCase] = []  # each with the mask of one head only
         for case in cases:
             for head in heads:
                 found = (
                     view_of(case, head, patch_size, ndims=backend.ndims, config=config, seed=n) for n in range(VIEWS)
                 )
-                self.views += [(v, head) for v in found if v is not None and v.truth[head].sum() >= config.min_voxels]
+                views = (replace(v, truth=v.truth[head : head + 1].clone()) for v in found if v is not None)
+                self.views += [view for view in views if view.truth.sum() >= config.min_voxels]
         if not self.views:
             raise ValueError(NOTHING)
         self.embeddings: dict[int, Any] = {}
@@ -67,8 +69,8 @@ class DecoderTask:
         return torch.stack([item for item in items if item is not None] or [self._nothing()]).mean()
 
     def _item(self, number: int, rng: torch.Generator) -> Float[Tensor, ""] | None:
-        view, head = self.views[number]
-        truth = view.truth[head]
+        view = self.views[number]
+        truth = view.truth[0]
         drawn = spoiled_prompts(truth.cpu(), rng, self.config)
         if drawn is None:
             return None

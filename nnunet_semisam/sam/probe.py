@@ -105,19 +105,23 @@ class Prober:
         return Asked(trial, prompt, answer, voxels)
 
 
-def patches_for(cases: Sequence[LabeledCase], head: int, *, patch_size: Sequence[int], count: int) -> list[LabeledCase]:
-    """Up to `count` patches that show the head, the cases in turn; the same ones at every call.
+def patches_by_head(
+    cases: Sequence[LabeledCase], heads: Sequence[int], *, patch_size: Sequence[int], count: int
+) -> dict[int, list[LabeledCase]]:
+    """Up to `count` patches for each head that show it, the cases in turn; the same ones at every call.
 
-    Empty if no case has it.
+    Every case is looked at twice and let go. None for a head that no case has.
     """
-    having = [case for case in cases if case.truth[head].any()]
-    found = []
-    for number in range(count if having else 0):
-        case = having[number % len(having)]
-        patch = patch_around(case, head, patch_size, _generator(f"patch {case.name} {head} {number}"))
-        if patch is not None:
-            found.append(patch)
-    return found
+    shown = [{head for head in heads if case.truth[head].any()} for case in cases]
+    found: dict[int, dict[int, LabeledCase]] = {head: {} for head in heads}
+    for place, case in enumerate(cases):
+        for head in shown[place]:
+            having = [other for other, heads_there in enumerate(shown) if head in heads_there]
+            for number in range(having.index(place), count, len(having)):
+                patch = patch_around(case, head, patch_size, _generator(f"patch {case.name} {head} {number}"))
+                if patch is not None:
+                    found[head][number] = patch
+    return {head: [patches[number] for number in sorted(patches)] for head, patches in found.items()}
 
 
 def truth_prob(patch: LabeledCase, head: int, outputs: OutputSpace) -> Float[Tensor, "K *S"]:

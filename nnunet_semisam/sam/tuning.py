@@ -77,6 +77,7 @@ class Report:
 def tune_and_report(
     backend: Tunable,
     cases: Sequence[LabeledCase],
+    everything: TuningTask,
     *,
     heads: Sequence[int],
     patch_size: Sequence[int],
@@ -85,11 +86,14 @@ def tune_and_report(
 ) -> Report | None:
     """Tunes for `config.tune` steps (a number). The last case joins after two thirds; until then it serves the report.
 
-    There is no report where the other cases have nothing to tune on.
+    Args:
+        everything: the backend's task of all these cases.
+
+    Returns:
+        None where the other cases have nothing to tune on.
     """
     steps = int(config.tune or 0)
     asked: dict[str, Any] = {"heads": heads, "patch_size": patch_size, "config": config}
-    everything = backend.tuning_task(cases, **asked)
     try:
         others = backend.tuning_task(cases[:-1], **asked)
     except ValueError:

@@ -1,13 +1,14 @@
 """Labeled cases in memory: heads as the network has them, ignored voxels marked, no case too many."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_semisam.data.labeled import load_labeled_cases
+from nnunet_semisam.data.labeled import LabeledCases
 
 
 def write_case(folder, name, label):
@@ -25,7 +26,7 @@ def label():
 
 
 def load(folder, names, labels, regions_order=None):
-    return load_labeled_cases(folder, names, LabelManager(json.loads(json.dumps(labels)), regions_order))
+    return LabeledCases(folder, names, LabelManager(json.loads(json.dumps(labels)), regions_order))
 
 
 def test_labels_become_heads(tmp_path, label):
@@ -57,3 +58,18 @@ def test_a_case_that_was_not_preprocessed_is_named(tmp_path, label):
     write_case(tmp_path, "a", label)
     with pytest.raises(ValueError, match="no preprocessed case b in .*nnUNetv2_preprocess"):
         load(tmp_path, ["a", "b"], {"background": 0, "x": 1, "y": 2, "z": 3})
+
+
+def test_cases_are_read_when_they_are_asked_for_and_not_held(tmp_path, label, monkeypatch):
+    for name in "abc":
+        write_case(tmp_path, name, label)
+    cases = load(tmp_path, list("abc"), {"background": 0, "x": 1, "y": 2, "z": 3})
+    dataset, read = cases._dataset, []
+    original = dataset.load_case
+    monkeypatch.setattr(dataset, "load_case", lambda name: read.append(name) or original(name))
+    assert len(cases) == 3 and cases.names == ["a", "b", "c"] and read == []
+    assert cases[-1].name == "c" and read == ["c"]
+    kept = weakref.ref(cases[0])
+    assert kept() is None
+    assert cases[:-1].names == ["a", "b"] and cases.only(lambda case: case.name != "b").names == ["a", "c"]
+    assert [case.name for case in cases] == ["a", "b", "c"]

@@ -12,7 +12,7 @@ import torch
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.base import SamBackend
-from nnunet_semisam.sam.probe import Prober, Trial, corrupted_prob, patches_for, teacher_like, truth_prob
+from nnunet_semisam.sam.probe import Prober, Trial, corrupted_prob, patches_by_head, teacher_like, truth_prob
 from nnunet_semisam.sam.verdict import markdown, sentence, summarize
 from nnunet_semisam.types import LabeledCase, SamPrediction
 
@@ -182,10 +182,13 @@ def test_patches_take_the_cases_in_turn_and_are_the_same_every_time():
     cases = [balls(name="a"), balls(name="b")]
     empty = replace(balls(name="c"), truth=torch.zeros_like(balls().truth))
     state = torch.get_rng_state()
-    first, second = (patches_for([*cases, empty], 2, patch_size=(8, 8, 8), count=5) for _ in range(2))
+    found = [patches_by_head([*cases, empty], (1, 2), patch_size=(8, 8, 8), count=5) for _ in range(2)]
+    first, second = (patches[2] for patches in found)
+    alone = patches_by_head([empty, cases[1]], (1, 2), patch_size=(8, 8, 8), count=2)
+    assert [patch.name for patch in alone[1]] == ["b", "b"]
     assert [patch.name for patch in first] == ["a", "b", "a", "b", "a"]
     assert all(torch.equal(one.image, two.image) and one.truth[2].any() for one, two in zip(first, second, strict=True))
-    assert patches_for([empty], 2, patch_size=(8, 8, 8), count=5) == []
+    assert patches_by_head([empty], [1, 2], patch_size=(8, 8, 8), count=5) == {1: [], 2: []}
     assert torch.equal(state, torch.get_rng_state())
 
 

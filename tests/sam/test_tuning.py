@@ -284,10 +284,11 @@ def test_the_report_is_about_a_case_that_had_no_part_yet(kit, monkeypatch):
     monkeypatch.setattr(tuning, "repaired", lambda backend, case, **asked: log.append(case.name) or {})
     asked = {"heads": (1,), "patch_size": PATCH[3], "config": SamConfig(tune=9), "seed": 0}
     cases = [case(name=name) for name in "abc"]
-    assert tuning.tune_and_report(Backend(), cases, **asked).case == "c"
+    backend = Backend()
+    assert tuning.tune_and_report(backend, cases, backend.tuning_task(cases), **asked).case == "c"
     assert log == ["c", (["a", "b"], 6), (["a", "b", "c"], 3), "c"]
     log.clear()
-    assert tuning.tune_and_report(Backend(), cases[:1], **asked) is None
+    assert tuning.tune_and_report(backend, cases[:1], backend.tuning_task(cases[:1]), **asked) is None
     assert log == [(["a"], 9)]
 
 

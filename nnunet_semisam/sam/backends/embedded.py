@@ -106,7 +106,7 @@ class EmbeddedSam(SamBackend):
         self, cases: Sequence[LabeledCase], *, heads: Sequence[int], patch_size: Sequence[int], config: SamConfig
     ) -> FrameTask:
         """See `nnunet_semisam.sam.tuning`: the network for patches of this size, all of its parameters."""
-        seen = [replace(case, image=self.embed(case.image[None])[0]) for case in cases]
+        seen = (replace(case, image=self.embed(case.image[None])[0]) for case in cases)
         scenes = scenes_of(seen, heads, patch_size, min_voxels=config.min_voxels)
         return FrameTask(self.generalists[len(patch_size)], scenes, keep=self.keep, grow=self.grow, config=config)
 

@@ -7,7 +7,7 @@ The synthetic share keeps one labeled case from being learned by heart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,7 +124,7 @@ def _knows_bfloat16(device: torch.device) -> bool:
 
 
 def scenes_of(
-    cases: Sequence[LabeledCase], heads: Sequence[int], patch_size: Sequence[int], *, min_voxels: int
+    cases: Iterable[LabeledCase], heads: Sequence[int], patch_size: Sequence[int], *, min_voxels: int
 ) -> list[Scene]:
     """Scenes around the objects of single-channel cases: in whole cases, and in patches that may cut them."""
     ndim, scenes = len(patch_size), []
