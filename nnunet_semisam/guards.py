@@ -36,11 +36,13 @@ class StepGuard:
     Several processes: their findings are added up before anyone looks, so all of them decide alike.
 
     Args:
-        limit: number of steps left out, over the whole run, at which training ends.
+        limit: number of steps left out at which training ends; every epoch without one takes one off the count, as a
+            long training with half precision has a few.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.count = limit, 0
+        self._before = 0  # count at the end of the last epoch
         self.skipped = False  # was the last step left out
         self._late = 0  # bad steps of nnU-Net's own kind that this process alone has seen
         self._buffers: list[Tensor] = []
@@ -106,6 +108,8 @@ class StepGuard:
             if number := int(late.item()):
                 self._late = 0
                 self._tell(trainer, [f"supervised (in {number} steps of this epoch)"], [], number)
+        self.count -= 0 < self.count == self._before
+        self._before = self.count
         made = [outcome for outcome in outcomes if np.isfinite(outcome["loss"]).all()]
         if made and trainer.is_ddp:
             mean = {"loss": np.mean([outcome["loss"] for outcome in made])}
@@ -116,7 +120,7 @@ class StepGuard:
         return {"count": self.count}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.count = state["count"]
+        self.count = self._before = state["count"]
 
     def _tell(self, trainer: nnUNetTrainer, bad: Sequence[str], cases: Sequence[str], number: int = 1) -> None:
         self.skipped = True

@@ -97,6 +97,17 @@ def test_too_many_bad_steps_end_the_training(trainer, monkeypatch):
         trainer.train_step(next(trainer.dataloader_train))
 
 
+def test_an_epoch_without_a_bad_step_takes_one_off_the_count(trainer):
+    guard, healthy = trainer.guard, [{"loss": np.float32(1.0)}]
+    guard.count = 2
+    counts = []
+    for bad in (0, 0, 1, 0, 0, 0):
+        guard.count += bad
+        guard.end_epoch(trainer, healthy)
+        counts.append(guard.count)
+    assert counts == [2, 1, 2, 1, 0, 0]  # the first epoch has the two
+
+
 def test_the_last_good_checkpoint_stays(toy, monkeypatch):  # noqa: F811
     built = build(nnUNetTrainerSemiSAM, short(terms=CONSTANT, max_bad_steps=2, num_epochs=3))
     built.save_every = 1
@@ -134,7 +145,7 @@ def test_the_count_is_resumed(toy, monkeypatch):  # noqa: F811
     built.run_training()
     again = build(nnUNetTrainerSemiSAM, section, continue_training=True)
     again.load_checkpoint(f"{built.output_folder}/checkpoint_final.pth")
-    assert again.guard.count == 5
+    assert again.guard.count == built.guard.count == 4  # of the two epochs the second was without
 
 
 def test_an_epoch_with_bad_steps_has_the_mean_of_the_others(toy, monkeypatch):  # noqa: F811

@@ -26,7 +26,7 @@ class LabeledCases(Sequence[LabeledCase]):
     Images are (C, z, y, x) for every configuration, 2D ones included.
 
     Raises:
-        ValueError: a case was not preprocessed.
+        ValueError: a case was not preprocessed, or (when it is read) its image is not finite.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str], label_manager: LabelManager) -> None:
@@ -74,7 +74,12 @@ def class_names(label_manager: LabelManager) -> list[str]:
 
 def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager) -> LabeledCase:
     """`image` and `label` are arrays, or blosc2 files that are read when they are indexed."""
-    label = np.asarray(label[:])[0]
+    image, label = image[:], np.asarray(label[:])[0]
+    if not np.isfinite(image).all():
+        raise ValueError(
+            f"the preprocessed image of the labeled case {name} holds values that are not finite, which training would "
+            "not survive; correct the image in imagesTr and preprocess again"
+        )
     heads: Sequence = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
     truth = np.stack([np.isin(label, head) for head in heads])
     valid = np.ones(label.shape, dtype=bool)
@@ -82,7 +87,7 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
         valid = label != label_manager.ignore_label
     if not label_manager.has_regions:
         truth[0] |= label < 0  # nnU-Net marks what it cropped away as -1; its losses count that as background
-    tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image[:], truth, valid))
+    tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image, truth, valid))
     return LabeledCase(name, *tensors)
 
 

@@ -11,8 +11,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunet_semisam.data.labeled import LabeledCases
 
 
-def write_case(folder, name, label):
+def write_case(folder, name, label, spoiled=False):
     image = np.random.default_rng(0).normal(size=(1, *label.shape)).astype(np.float32)
+    image[0, 0, 0, 0] = np.nan if spoiled else 0
     np.savez(folder / f"{name}.npz", data=image, seg=label[None].astype(np.int8))
     (folder / f"{name}.pkl").write_bytes(b"\x80\x04}\x94.")
     return image
@@ -73,3 +74,9 @@ def test_cases_are_read_when_they_are_asked_for_and_not_held(tmp_path, label, mo
     assert kept() is None
     assert cases[:-1].names == ["a", "b"] and cases.only(lambda case: case.name != "b").names == ["a", "c"]
     assert [case.name for case in cases] == ["a", "b", "c"]
+
+
+def test_a_labeled_image_that_is_not_finite_is_named(tmp_path, label):
+    write_case(tmp_path, "a", label, spoiled=True)
+    with pytest.raises(ValueError, match="labeled case a holds values that are not finite.*imagesTr"):
+        load(tmp_path, ["a"], {"background": 0, "x": 1, "y": 2, "z": 3})[0]
