@@ -51,6 +51,7 @@ class Home:
 
         Raises:
             CommandFailed: nnU-Net could not plan.
+            ValueError: the protocol's network does not fit what was planned.
             Busy: another process is planning.
         """
         with self._lock:
@@ -60,15 +61,16 @@ class Home:
                 return
             with locked(self.folder / f"planning_{self.dataset.name}") as lock:
                 try:
-                    self._plan(run.protocol.configuration, slot, launcher, lock)
-                except RuntimeError as error:
+                    self._plan(run, slot, launcher, lock)
+                except (RuntimeError, ValueError) as error:
                     self._failure = error
                     raise
 
     def _planned(self, configuration: str) -> bool:
         return configuration in json.loads((self.data / MARKER).read_text())
 
-    def _plan(self, configuration: str, slot: Slot, launcher: Launcher, lock: int | None) -> None:
+    def _plan(self, run: Run, slot: Slot, launcher: Launcher, lock: int | None) -> None:
+        configuration = run.protocol.configuration
         number, processes = str(self.dataset.number), str(max(1, slot.threads))
         done = json.loads((self.data / MARKER).read_text()) if (self.data / MARKER).is_file() else []
 
@@ -82,9 +84,16 @@ class Home:
             self._link(self.fingerprint_of)
             command("nnUNetv2_extract_fingerprint", "-d", number, "-np", processes, "--clean")
             command("nnUNetv2_plan_experiment", "-d", number, *self.planning)
+        self._require_network(run)
         self._link(None)
         command("nnUNetv2_preprocess", "-d", number, "-c", configuration, "-np", processes)
         write_json(self.data / MARKER, [*done, configuration])
+
+    def _require_network(self, run: Run) -> None:
+        """Before the long preprocessing: is the smaller network possible?"""
+        if (file := self.data / f"{PLANS}.json").is_file():
+            planned = _resolved(json.loads(file.read_text())["configurations"], run.protocol.configuration)
+            smaller(planned, run.protocol.network or {})
 
     def _link(self, cases: tuple[str, ...] | None) -> None:
         """The raw data set as links: whole, or of some cases only."""

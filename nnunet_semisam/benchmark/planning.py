@@ -13,6 +13,7 @@ from nnunet_semisam.benchmark.runs import Run, expand
 from nnunet_semisam.benchmark.steps import Steps
 from nnunet_semisam.cli.plan import check_section, missing_files
 from nnunet_semisam.presets import find_trainer
+from nnunet_semisam.trust import configured_trust
 
 
 def plan_steps(work: Path, protocol: Protocol, launcher: Launcher) -> Steps:
@@ -45,6 +46,9 @@ def _check(arm: Arm, protocol: Protocol, runs: list[Run]) -> None:
         require_trainer(arm.trainer)
         return
     config = trainer.preset.with_section(arm.section, uses_sam=trainer.uses_sam)
+    for dataset in {run.dataset.name: run.dataset for run in runs}.values():
+        if config.sam is not None:
+            configured_trust(config.sam, list(dataset.classes))
     if missing := missing_files(arm.section) if trainer.uses_sam else []:
         raise ValueError(missing[0])
     if config.active_terms() and (alone := [run for run in runs if not run.fold.unlabeled]):

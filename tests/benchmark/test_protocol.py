@@ -135,6 +135,7 @@ def test_paths_are_remembered_as_they_are_from_anywhere_and_a_change_is_told(tmp
         ({"name": "x", "trainer": "nnUNetTrainerSemiSAN"}, "arm x: nnU-Net finds no trainer 'nnUNetTrainerSemiSAN'"),
         ({"name": "x", "labels": "all"}, "arm x: .*all labels.* has no unlabeled case left; lower budgets"),
         ({"name": "x", "section": {"sam": {"backend": "sam_med3d"}}}, "arm x: .*nnUNetv2_semisam_sam"),
+        ({"name": "x", "section": {"sam": {"trust": {"side": 0}}}}, "arm x: .*unknown class 'side'.*front, back"),
     ],
 )
 def test_an_arm_that_would_fail_when_its_turn_comes_is_refused_before_anything_starts(tmp_path, arm, message):

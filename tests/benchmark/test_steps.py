@@ -37,7 +37,7 @@ class Stub(Launcher):
         self.commands.append(command)
         name = command[0].removeprefix("nnUNetv2_")
         self.environment = environment
-        if name == "preprocess":
+        if name in ("plan_experiment", "preprocess"):
             data = self.work / "nnunet" / "all" / "preprocessed" / NAME
             data.mkdir(parents=True, exist_ok=True)
             (data / "nnUNetPlans.json").write_text(json.dumps(PLANS))
@@ -319,6 +319,14 @@ def test_a_smaller_network_is_the_same_for_all_arms(bench):
     written = [plans["configurations"][run.configuration] for run in steps.runs]
     assert all((entry["patch_size"], entry["batch_size"]) == ([12, 12, 12], 3) for entry in written)
     assert written[0]["semisam"]["terms"]["sam"] == {"weight": 0} and "terms" not in written[1]["semisam"]
+
+
+def test_a_network_that_the_plans_do_not_have_is_told_before_the_preprocessing(bench):
+    steps = bench.steps(network={"features": [8, 16, 32, 64, 128]})
+    for _ in range(2):  # and not planned again for the next run
+        with pytest.raises(ValueError, match="features"):
+            bring(steps, "supervised")
+    assert bench.stub.names() == PLANNING[:2]
 
 
 def test_another_spacing_is_planned_beside_the_first(bench, monkeypatch):
