@@ -27,7 +27,7 @@ def read_checkpoint(filename: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_parts_of_numpy()):
             return torch.load(filename, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes the unpickler fail in any way
         raise ValueError(

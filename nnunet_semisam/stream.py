@@ -120,7 +120,10 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> No
 
 def _pool_changes(record: Path, pool: Mapping[str, Path]) -> str | None:
     """In words, how the unlabeled cases of a resumed training differ from those that it had."""
-    before = load_json(str(record)) if record.is_file() else pool
+    try:
+        before = load_json(str(record))
+    except (OSError, ValueError):  # missing, or damaged when the disk was full: written anew
+        return None
     gone, new = (", ".join(sorted(set(one) - set(other))) for one, other in ((before, pool), (pool, before)))
     if not gone and not new:
         return None

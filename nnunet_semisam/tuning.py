@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nnunet_semisam.checkpoint import write_atomically
-from nnunet_semisam.data.labeled import LabeledCases, mostly_labeled
+from nnunet_semisam.data.labeled import LabeledCases, NotFinite, mostly_labeled
 from nnunet_semisam.data.splits import read_split
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.base import SamBackend
@@ -62,7 +62,7 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
     try:
         task = backend.tuning_task(cases, **asked)
     except ValueError as error:
-        if not automatic:
+        if not automatic or isinstance(error, NotFinite):
             raise
         trainer.print_to_log_file(f"semisam: the generalist is used as it is ({error})")
         return
@@ -98,6 +98,11 @@ def _tune_or_load(
         task.module.load_state_dict(state)
         trainer.print_to_log_file(f"semisam: generalist tuned before; weights of {file}")
         return
+    if trainer.iteration:
+        trainer.print_to_log_file(
+            f"WARNING: semisam: a resumed training tunes its generalist anew: {file} is missing, "
+            "damaged, or of other cases or settings"
+        )
     began = time.perf_counter()
     trainer.print_to_log_file(f"semisam: tuning the generalist on the labeled cases {', '.join(cases.names)}")
     report = tune_and_report(backend, cases, task, seed=seed, **asked)

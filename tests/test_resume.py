@@ -50,6 +50,11 @@ def test_other_unlabeled_cases_than_before_are_told(file, monkeypatch):
     built.on_train_start()
     (line,) = [line for line in told if "WARNING" in line]
     assert line.endswith(f"gone are z; new {next(iter(before))}")
+    with open(record, "w"):
+        pass  # a full disk when it was written
+    resumed(file, monkeypatch)[0].on_train_start()
+    with open(record) as text:
+        assert json.load(text) == before
 
 
 @pytest.mark.parametrize("section", [{"num_epochs": 2}, {"seed": 8}, {"max_bad_steps": 5}, {"skip_bad": True}], ids=str)

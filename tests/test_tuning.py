@@ -229,6 +229,17 @@ def test_resumed_equals_uninterrupted_and_does_not_tune_again(tunable, monkeypat
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_a_resumed_training_that_has_lost_its_generalist_says_that_it_tunes_again(tunable, monkeypatch, capsys):
+    section = SECTION | {"num_epochs": 2, "terms": {"sam": {"weight": 1.0, "schedule": "constant"}}}
+    killed = killed_in_second_epoch(monkeypatch, section)
+    assert "tunes its generalist anew" not in capsys.readouterr().out
+    (Path(killed.output_folder) / tuning.FILE).unlink()
+    resumed = build(nnUNetTrainerSemiSAM, section, continue_training=True)
+    resumed.load_checkpoint(f"{killed.output_folder}/checkpoint_latest.pth")
+    resumed.on_train_start()
+    assert "tunes its generalist anew" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("steps", [None, 0])
 def test_tuning_can_be_off(tunable, steps):
     shares, _, file = tuned(short(sam=SAM_SECTION | {"tune": steps}))

@@ -40,15 +40,22 @@ class Difference:
     replicates: int
 
 
-def compare(arm: Float[np.ndarray, "R C"], baseline: Float[np.ndarray, "R C"], *, seed: int = 0) -> Difference:
-    """The paired difference; pairs of which one is NaN are left out."""
+def compare(
+    arm: Float[np.ndarray, "R C"], baseline: Float[np.ndarray, "R C"], *, of_draws: bool = True, seed: int = 0
+) -> Difference:
+    """The paired difference; pairs of which one is NaN are left out.
+
+    Args:
+        of_draws: rows are draws of labeled cases; False: seeds of a single one, which say nothing about other draws.
+    """
     pairs = arm - baseline
     pairs = pairs[:, ~np.isnan(pairs).all(0)]
     pairs = pairs[~np.isnan(pairs).all(1)]
     if pairs.size == 0:
         nan = math.nan
         return Difference(nan, nan, nan, nan, nan, nan, 0, 0)
-    limits = (*bootstrap_interval(pairs, seed=seed), *draws_interval(pairs))
+    other = draws_interval(pairs) if of_draws else (math.nan, math.nan)
+    limits = (*bootstrap_interval(pairs, seed=seed), *other)
     p = wilcoxon(np.nanmean(pairs, 0))
     return Difference(float(np.nanmean(pairs)), *limits, p=p, cases=pairs.shape[1], replicates=len(pairs))
 

@@ -31,6 +31,7 @@ def measure_arms(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str,
         ValueError: see `plan_steps`.
     """
     launcher = Launcher()
+    plan_steps(work, protocol, launcher)  # mistakes are told by what was asked for
     steps = plan_steps(work, shortened(protocol), launcher)
     schedule = Schedule(steps.runs, {run.name for run in steps.runs if steps.done(run)})
     print("timing a few iterations of every arm", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from nnunet_semisam.benchmark.arms import Arm
@@ -20,27 +21,34 @@ def plan_steps(work: Path, protocol: Protocol, launcher: Launcher) -> Steps:
     """All runs of a protocol in a work folder; starts and writes nothing.
 
     Raises:
-        ValueError: a data set, a splits file or an arm is not right, or runs that are done had other cases.
+        ValueError: a data set, a splits file or an arm is not right.
     """
     datasets = [find_dataset(given) for given in protocol.datasets]
     numbers = [dataset.number for dataset in datasets]
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"datasets: two have the same number ({', '.join(d.name for d in datasets)}); rename one")
+    length = {"num_epochs": protocol.epochs, "num_iterations_per_epoch": protocol.iterations}
+    for arm in protocol.arms:
+        with _of(arm):
+            check_section({**arm.section, **length})
     runs = expand(protocol, datasets)
     for arm in protocol.arms:
-        try:
-            _check(arm, protocol, [run for run in runs if run.arm == arm])
-        except (ValueError, ImportError) as error:
-            raise ValueError(f"arm {arm.name}: {error}") from error
-    steps = Steps(work, runs, launcher)
-    steps.require_same_cases()
-    return steps
+        with _of(arm):
+            _check(arm, [run for run in runs if run.arm == arm])
+    return Steps(work, runs, launcher)
 
 
-def _check(arm: Arm, protocol: Protocol, runs: list[Run]) -> None:
+@contextlib.contextmanager
+def _of(arm: Arm) -> Iterator[None]:
+    """Errors are told with the name of the arm."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"arm {arm.name}: {error}") from error
+
+
+def _check(arm: Arm, runs: list[Run]) -> None:
     """What would end a training of the arm after hours of others."""
-    length = {"num_epochs": protocol.epochs, "num_iterations_per_epoch": protocol.iterations}
-    check_section({**arm.section, **length})
     trainer = find_trainer(arm.trainer)
     if trainer is None:
         require_trainer(arm.trainer)
@@ -51,7 +59,8 @@ def _check(arm: Arm, protocol: Protocol, runs: list[Run]) -> None:
             configured_trust(config.sam, list(dataset.classes))
     if missing := missing_files(arm.section) if trainer.uses_sam else []:
         raise ValueError(missing[0])
-    if config.active_terms() and (alone := [run for run in runs if not run.fold.unlabeled]):
+    needs_cases = config.active_terms() and not config.labeled_as_unlabeled
+    if needs_cases and (alone := [run for run in runs if not run.fold.unlabeled]):
         raise ValueError(
             f"{alone[0].title} has no unlabeled case left; lower budgets, or set the weights of its terms to 0"
         )

@@ -16,7 +16,8 @@ EVERY = 60.0  # seconds between lines where the output is no terminal
 
 def kind(run: Run) -> tuple[str, str]:
     """Runs of one kind take about as long: same data set, same settings."""
-    return run.dataset.name, f"{run.arm.name} {run.digest}"
+    settings = run.fold.labels if run.arm.needs else run.digest  # equal time: another digest for every draw
+    return run.dataset.name, f"{run.arm.name} {settings}"
 
 
 class Estimator:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +13,6 @@ TRAINING = ("nnunet_semisam", "nnunetv2", "torch")
 SCORING = ("monai", "scipy")
 
 
-@cache
 def training_versions() -> dict[str, str]:
     """Versions of what trains; that of this package with the sum of its sources, since commits share a version."""
     found = {name: version(name) for name in TRAINING}
@@ -37,9 +35,14 @@ def version(name: str) -> str:
         return "?"
 
 
-def told(trainings: Iterable[Mapping[str, str] | None]) -> str:
-    """The distinct versions of trainings in words; None for a training that did not note them."""
-    distinct = {", ".join(f"{n} {v}" for n, v in (found or {"versions": "not noted"}).items()) for found in trainings}
+def told(trainings: Iterable[Sequence[Mapping[str, str]] | None]) -> str:
+    """The distinct versions of trainings in words.
+
+    Args:
+        trainings: for each the versions that it was begun and continued with; None where they were not noted.
+    """
+    every = [found for noted in trainings for found in noted or [{"versions": "not noted"}]]
+    distinct = {", ".join(f"{name} {number}" for name, number in found.items()) for found in every}
     scored = ", ".join(f"{name} {version(name)}" for name in SCORING)
     if len(distinct) > 1:
         return f"TRAINED BY DIFFERENT VERSIONS: {'; or '.join(sorted(distinct))}. Scored with {scored}."

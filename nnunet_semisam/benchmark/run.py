@@ -49,12 +49,13 @@ def run_benchmark(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str
     """Does what is not done yet and writes the results; returns the errors by title of the run.
 
     Raises:
-        ValueError: see `plan_steps`.
+        ValueError: see `plan_steps` and `State.require_same_cases`.
         ImportError: MONAI is not installed.
     """
     require_monai()
     launcher = Launcher()
     steps = plan_steps(work, protocol, launcher)
+    steps.require_same_cases()
     write_json(work / "protocol.json", protocol.as_dict())
     schedule = Schedule(steps.runs, {run.name for run in steps.runs if steps.done(run)})
     estimator = Estimator(steps.runs, steps.seconds, guesses(work, protocol, steps.runs))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_semisam.benchmark.metrics import EMPTY_RULE
 from nnunet_semisam.benchmark.runs import Run
 from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv
 from nnunet_semisam.benchmark.training_log import epoch_seconds
@@ -35,12 +36,13 @@ class State:
     def require_same_cases(self) -> None:
         """Raises ValueError if a finished training had other labeled or unlabeled cases than its draw now has."""
         for run in self.runs:
-            had = self.trained(run).get("cases", cases_of(run))
-            if had != cases_of(run):
+            now = cases_of(run)
+            had = self.trained(run).get("cases", now)
+            differing = {name: sorted(set(had[name]) ^ set(now[name])) for name in now}
+            if told := [f"{name}: {', '.join(cases)}" for name, cases in differing.items() if cases]:
                 raise ValueError(
-                    f"{run.title}: trained in {self.folder(run)} on {', '.join(had['labeled'])} with "
-                    f"{len(had['unlabeled'])} unlabeled cases, but this draw now means "
-                    f"{', '.join(run.fold.labeled)} with {len(run.fold.unlabeled)}; take another work folder"
+                    f"{run.title}: trained in {self.folder(run)} with other cases than this draw now means (only then "
+                    f"or only now: {'; '.join(told)}); take another work folder"
                 )
 
     def epochs_done(self, run: Run) -> int:
@@ -65,7 +67,7 @@ def scoring(run: Run) -> dict[str, Any]:
     """What decides the scores of a trained run: noted beside them, so that other settings score again."""
     protocol = run.protocol
     units = {"tolerance": protocol.tolerance, "voxel_units": protocol.voxel_units, "mirroring": protocol.mirroring}
-    return {"cases": list(run.cases), **units}
+    return {"cases": list(run.cases), "empty": EMPTY_RULE, **units}
 
 
 def cases_of(run: Run) -> dict[str, list[str]]:

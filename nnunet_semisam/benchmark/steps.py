@@ -87,7 +87,9 @@ class Steps(State):
             return
         home.write_configuration(run, self.epochs(run))
         fold = home.fold_folder(run)
-        write_json(self.folder(run) / BEGUN, {"fold": str(fold.relative_to(self.work))})
+        versions = read(self.folder(run) / BEGUN).get("versions", [])
+        versions += [now] if (now := training_versions()) not in versions else []  # it may be continued by other code
+        write_json(self.folder(run) / BEGUN, {"fold": str(fold.relative_to(self.work)), "versions": versions})
         start = time.time()
         words: tuple[str, ...] = (
             "nnUNetv2_train",
@@ -103,7 +105,7 @@ class Steps(State):
             "wall": max(seconds, time.time() - start),
             "device": slot.device,
             "cases": cases_of(run),
-            "versions": training_versions(),
+            "versions": versions,
             **length(fold),
         }
         facts["last_epoch"] = epoch_seconds(fold)[facts["epochs"] - 1]
@@ -118,8 +120,9 @@ class Steps(State):
                 self.command(run, home, slot, lock, *words, "--c", **loaders)
                 return
             except CommandFailed:
-                if self.launcher.stopped or _readable(fold):
+                if self.launcher.stopped or not _damaged(fold):
                     raise  # no memory, a full disk: nothing that training anew would mend
+            fold.rename(fold.with_name(f"damaged_{fold.name}_{time.time():.0f}"))
         shutil.rmtree(fold, ignore_errors=True)
         self.command(run, home, slot, lock, *words, **loaders)
 
@@ -188,13 +191,15 @@ class Steps(State):
         self.launcher.run(words, log=log, environment=environment, lock=lock)
 
 
-def _readable(fold: Path) -> bool:
-    """Can the checkpoint be read from which nnU-Net goes on?"""
+def _damaged(fold: Path) -> bool:
+    """Is there no sense in the checkpoint from which nnU-Net would go on? What may be read another time has sense."""
     from nnunet_semisam.checkpoint import read_checkpoint
 
     files = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
     file = next((file for file in files if file.is_file()), None)
     try:
-        return file is not None and bool(read_checkpoint(str(file)))
-    except (ValueError, OSError):
+        return file is None or not read_checkpoint(str(file))
+    except (OSError, MemoryError):
         return False
+    except ValueError:
+        return True

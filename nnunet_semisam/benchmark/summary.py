@@ -139,7 +139,9 @@ class _Table:
             differences = {}
             if column != baseline and baseline in self.values:
                 base = self.values[baseline]
-                differences = {m: compare(replicates(values[m]), replicates(base[m])) for m in METRICS}
+                several = len(values["dice"]) > 1
+                pairs = {m: (replicates(values[m]), replicates(base[m])) for m in METRICS}
+                differences = {metric: compare(*pair, of_draws=several) for metric, pair in pairs.items()}
             yield Line(
                 self.dataset, budget, column, label,
                 means={metric: float(_nanmean(values[metric], None)) for metric in METRICS},

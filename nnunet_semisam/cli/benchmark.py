@@ -92,7 +92,9 @@ def _absolute(given: dict[str, Any]) -> dict[str, Any]:
         given["splits"] = str(Path(given["splits"]).expanduser().resolve())
     if "datasets" in given:
         folders = [(name, Path(name).expanduser()) for name in given["datasets"]]
-        given["datasets"] = [str(folder.resolve()) if folder.is_dir() else name for name, folder in folders]
+        given["datasets"] = [
+            str(folder.resolve()) if (folder / "dataset.json").is_file() else name for name, folder in folders
+        ]
     return given
 
 
@@ -164,7 +166,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--workers must be at least 1 and --loaders at least 0")
     devices = _devices(args.devices)
     places = slots(devices, args.workers or len(devices), cores(), args.loaders)
-    if line := _changed(protocol.as_dict(), work / "protocol.json"):
+    if not args.dry_run and (line := _changed(protocol.as_dict(), work / "protocol.json")):
         print(line)
     if args.measure:
         require_monai()

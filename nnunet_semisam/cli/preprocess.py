@@ -10,9 +10,13 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = _parser().parse_args(argv)
-    from nnunet_semisam.data.dataset import PlannedDataset, preprocess_dataset, switched_on
+    from nnunet_semisam.data.dataset import PlannedDataset, forget_dataset, preprocess_dataset, switched_on
 
     try:
+        if args.forget:
+            for identifier, count in forget_dataset(args.d, configurations=args.c, plans_name=args.p).items():
+                print(f"{identifier}_unlabeled: {count} case(s) forgotten, until they are in imagesUn again")
+            return 0
         planned = PlannedDataset.open(args.d, args.p)
         section_skips = switched_on(planned, args.c, "skip_bad")
         skipped: list[str] | None = [] if args.skip_bad or section_skips else None
@@ -74,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out images that cannot be used, and list them at the end (this command only: training looks at "
         "the key skip_bad of the section)",
+    )
+    parser.add_argument(
+        "--forget",
+        action="store_true",
+        help="imagesUn is empty for good: train without the cases that were preprocessed from there (nothing else is "
+        "done; files are kept)",
     )
     cascade = parser.add_argument_group("cascades, like 3d_cascade_fullres in -c, whose previous stage is trained")
     cascade.add_argument("-f", nargs="+", type=_fold, metavar="FOLD", help="folds of the cascade: numbers or all")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SOURCES = ("truth", "corrupted", "model")
 ALONE = ("mask", "box", "points")
 SHOWN = 2  # patches with a picture, per class and source
+HELD = 48  # patches of several classes in memory
 WARNING = "note: the model has learned from these very cases, so its prompts are better here than on unlabeled ones"
 
 
@@ -178,8 +179,10 @@ def _run(args: argparse.Namespace, task: Task, prompts: dict[str, Any], folder: 
     configs = [task.config, *(replace(task.config, prompts=(kind,)) for kind in ALONE if args.each_kind)]
     probers = {config.prompts: Prober(backend, config, task.outputs, task.device) for config in configs}
     rows, trials, heads = [], [], task.outputs.foreground_heads
-    shown = patches_by_head(task.cases, heads, patch_size=task.patch_size, count=args.patches)
-    for head, patches in shown.items():
+    at_once = max(1, HELD // args.patches)
+    groups = (heads[first : first + at_once] for first in range(0, len(heads), at_once))
+    shown = (patches_by_head(task.cases, group, patch_size=task.patch_size, count=args.patches) for group in groups)
+    for head, patches in (pair for found in shown for pair in found.items()):
         name = task.heads[head]
         for source, prompt in prompts.items():
             found: dict[tuple[str, ...], list[Asked]] = {kinds: [] for kinds in probers}

@@ -13,7 +13,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_semisam.data.hidden import label_shapes_image, preprocess_hidden
-from nnunet_semisam.data.preprocess import preprocess_unlabeled, raw_folder_of
+from nnunet_semisam.data.preprocess import open_manifest, preprocess_unlabeled, raw_folder_of
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import hidden_cases
 
@@ -100,6 +100,22 @@ def labeled_cases(folder: Path) -> list[str]:
                 "unlabeled case would be read together with its label; run nnUNetv2_preprocess again."
             )
     raise ValueError(f"no preprocessed case in {folder}; run nnUNetv2_preprocess for this configuration first.")
+
+
+def forget_dataset(dataset: int | str, *, configurations: list[str] | None, plans_name: str) -> dict[str, int]:
+    """Leaves out for good what was preprocessed from `imagesUn`, until images lie there again; number of cases by data
+    identifier. Files are kept.
+
+    Raises:
+        ValueError: as `PlannedDataset.open`.
+    """
+    planned = PlannedDataset.open(dataset, plans_name)
+    counts = {}
+    for manager in planned.configurations(configurations).values():
+        manifest = open_manifest(planned.name, planned.plans_manager, manager, FOLDER)
+        counts[manager.data_identifier] = len(manifest.present_cases())
+        manifest.note_present([])
+    return counts
 
 
 def preprocess_dataset(

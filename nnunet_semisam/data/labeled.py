@@ -19,6 +19,10 @@ from nnunet_semisam.types import LabeledCase
 MOSTLY = 0.5  # share of an object's box that has to be labeled, where there is an ignore label
 
 
+class NotFinite(ValueError):
+    """An image with NaN or infinity in it."""
+
+
 class LabeledCases(Sequence[LabeledCase]):
     """The named cases of a folder that nnU-Net has preprocessed (`nnUNetPlans_3d_fullres`).
 
@@ -26,7 +30,8 @@ class LabeledCases(Sequence[LabeledCase]):
     Images are (C, z, y, x) for every configuration, 2D ones included.
 
     Raises:
-        ValueError: a case was not preprocessed, or (when it is read) its image is not finite.
+        ValueError: a case was not preprocessed.
+        NotFinite: (when it is read) the image of a case has such values.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str], label_manager: LabelManager) -> None:
@@ -76,7 +81,7 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
     """`image` and `label` are arrays, or blosc2 files that are read when they are indexed."""
     image, label = image[:], np.asarray(label[:])[0]
     if not np.isfinite(image).all():
-        raise ValueError(
+        raise NotFinite(
             f"the preprocessed image of the labeled case {name} holds values that are not finite, which training would "
             "not survive; correct the image in imagesTr and preprocess again"
         )

@@ -40,12 +40,12 @@ MOST_FOR_3D = 4  # nnUNetv2_preprocess's default for 3d_fullres: volumes take me
 
 _VANISHED = (
     "{folder} holds no image, but {count} unlabeled cases were preprocessed from there. Is it mounted, and the link in "
-    "order? If they are to be left out for good, delete {file}"
+    "order? If they are to be left out for good: nnUNetv2_semisam_preprocess -d {name} --forget"
 )
 _OUTDATED = (
     "{count} unlabeled cases of {file} were preprocessed with other plans or another nnU-Net version, and there is no "
     "raw data set folder {name} to make them again from; preprocess where it is (nnUNetv2_semisam_preprocess), with "
-    "the nnU-Net of this machine"
+    "the nnU-Net of this machine, or leave them out for good (the same command with --forget)"
 )
 
 
@@ -87,7 +87,7 @@ def preprocess_unlabeled(
         return manifest.finished_cases()
     cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
     if not cases and not skipped and (had := manifest.present_cases()):
-        raise ValueError(_VANISHED.format(count=len(had), folder=Path(raw_folder) / FOLDER, file=manifest.file))
+        raise ValueError(_VANISHED.format(count=len(had), folder=Path(raw_folder) / FOLDER, name=dataset_name))
     manifest.note_present(cases)
     managers = plans_manager, configuration_manager, dataset_json
     failed = make_missing(

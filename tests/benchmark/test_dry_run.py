@@ -15,6 +15,7 @@ from nnunet_semisam.benchmark.runs import expand, write_json
 from nnunet_semisam.benchmark.state import scoring
 from nnunet_semisam.benchmark.steps import Steps
 from nnunet_semisam.cli.benchmark import main
+from nnunet_semisam.cli.plan import check_section
 
 LOG = "2026-01-01 10:00:01.500000: Epoch 0 \nx: Epoch time: 2.0 s \n"
 
@@ -74,7 +75,16 @@ def test_what_is_timed_is_short_and_of_the_same_arms(tmp_path):
     short = shortened(used)
     assert [arm.name for arm in short.arms] == ["supervised", "semisam"]
     assert (short.budgets, short.draws, short.seeds, short.epochs * short.iterations) == ((1,), ("0",), (0,), 10)
-    assert short.network == used.network
+    assert short.network == used.network and short.val_iterations == 1
+
+
+def test_what_is_timed_has_every_term_on(tmp_path):
+    late = {"name": "late", "section": {"terms": {"sam": {"delay": 500, "every": 4, "schedule": "sigmoid_rampup"}}}}
+    used, _ = steps_of(tmp_path, arms=["supervised", late])
+    for arm in shortened(used).arms:
+        check_section({**arm.section, "num_epochs": 2, "num_iterations_per_epoch": 5})  # a delay of 500 would not do
+    (_, section) = [arm.section for arm in shortened(used).arms]
+    assert section["terms"]["sam"] == {"delay": 0, "every": 4, "schedule": "constant"}
 
 
 def test_without_monai_nothing_is_started(tmp_path, monkeypatch):

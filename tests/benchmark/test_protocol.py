@@ -119,6 +119,7 @@ def test_other_settings_have_other_folders_and_what_only_scoring_needs_has_not(t
 def test_paths_are_remembered_as_they_are_from_anywhere_and_a_change_is_told(tmp_path, monkeypatch):
     raw_dataset(tmp_path)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "Dataset902_Named").mkdir()  # results, not the data set of that name
     flags = [str(tmp_path / "work"), "--datasets", "Dataset901_Toy", "Dataset902_Named", "--splits", "splits.json"]
     values = protocol_values(_parser().parse_args(flags))
     assert values["datasets"] == [str(tmp_path / "Dataset901_Toy"), "Dataset902_Named"]
@@ -135,6 +136,7 @@ def test_paths_are_remembered_as_they_are_from_anywhere_and_a_change_is_told(tmp
         ({"name": "x", "trainer": "nnUNetTrainerSemiSAN"}, "arm x: nnU-Net finds no trainer 'nnUNetTrainerSemiSAN'"),
         ({"name": "x", "labels": "all"}, "arm x: .*all labels.* has no unlabeled case left; lower budgets"),
         ({"name": "x", "section": {"sam": {"backend": "sam_med3d"}}}, "arm x: .*nnUNetv2_semisam_sam"),
+        ({"name": "x", "section": {"terms": {"sam": 0}}}, "arm x: .*terms.sam"),
         ({"name": "x", "section": {"sam": {"trust": {"side": 0}}}}, "arm x: .*unknown class 'side'.*front, back"),
     ],
 )
@@ -144,6 +146,8 @@ def test_an_arm_that_would_fail_when_its_turn_comes_is_refused_before_anything_s
         plan_steps(tmp_path / "work", protocol(dataset, arms=["supervised", arm]), Launcher())
     used = protocol(dataset, arms=["supervised", "full", {"name": "own", "trainer": "nnUNetTrainer_5epochs"}])
     assert len(plan_steps(tmp_path / "work", used, Launcher()).runs) == 5
+    with_own = {"name": "x", "labels": "all", "section": {"labeled_as_unlabeled": True}}
+    assert plan_steps(tmp_path / "work", protocol(dataset, arms=["supervised", with_own]), Launcher()).runs
 
 
 def test_only_an_arm_of_equal_time_has_another_configuration_for_every_draw(tmp_path):

@@ -3,11 +3,13 @@
 import csv
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_up import NAME, protocol, raw_dataset
 
+from nnunet_semisam.benchmark.dataset import find_dataset
 from nnunet_semisam.benchmark.launch import Launcher
 from nnunet_semisam.benchmark.page import Page
 from nnunet_semisam.benchmark.results import write_results
@@ -80,6 +82,14 @@ def test_the_ceiling_is_one_run_that_is_compared_with_every_draw(made):
     line = lines_of(used, runs)["1", "front", "full"]
     assert line.replicates == 1 and math.isnan(line.spread)
     assert line.differences["dice"].replicates == 3 and line.differences["dice"].low > 0.18
+
+
+def test_seeds_of_a_single_draw_say_nothing_about_other_draws(made):
+    used, _, _ = made
+    used = replace(used, draws=("0",), seeds=(0, 1, 2))
+    line = lines_of(used, expand(used, [find_dataset(used.datasets[0])]))["1", "front", "semisam"]
+    assert line.differences["dice"].low > 0 and math.isnan(line.differences["dice"].draws_low)
+    assert line.differences["dice"].replicates == 3
 
 
 def test_a_run_that_is_missing_leaves_its_pairs_out(made):

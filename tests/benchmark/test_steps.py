@@ -1,6 +1,7 @@
 """Steps of a run, with a stub that writes what nnU-Net would: what is done, what is continued, what is not."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -185,6 +186,8 @@ def test_a_checkpoint_that_cannot_be_continued_is_dropped(bench):
     bench.stub.names()
     bring(bench.steps(), "supervised")
     assert bench.stub.names() == ["train --c", "train", "predict"]
+    (aside,) = bench.work.rglob("damaged_fold_*")
+    assert (aside / "checkpoint_latest.pth").read_text() == "damaged"
 
 
 def test_a_training_that_cannot_go_on_for_another_reason_is_kept(bench):
@@ -206,11 +209,14 @@ def test_other_labeled_cases_of_the_same_draw_are_no_scores_of_it(bench):
     steps = bench.steps(draws=["0"])
     bring(steps, "supervised")
     steps.require_same_cases()
-    fewer = bench.steps(draws=["0"], val_cases=4)  # one unlabeled case fewer
-    with pytest.raises(ValueError, match="trained in .* on c.* with 3 unlabeled cases.*another work folder"):
+    fewer = bench.steps(draws=["0"], val_cases=4)  # another draw under the same name
+    with pytest.raises(ValueError, match=r"trained in .*now: labeled: c\d.*; unlabeled: c\d.*; take another work"):
         fewer.require_same_cases()
     marker = next(bench.work.rglob("trained.json"))
     before = json.loads(marker.read_text())
+    turned = {name: cases[::-1] for name, cases in before["cases"].items()}
+    marker.write_text(json.dumps({**before, "cases": turned}))
+    steps.require_same_cases()  # the same in another order
     marker.write_text(json.dumps({key: value for key, value in before.items() if key != "cases"}))
     fewer.require_same_cases()  # of a version that did not note them
 
@@ -218,10 +224,27 @@ def test_other_labeled_cases_of_the_same_draw_are_no_scores_of_it(bench):
 def test_versions_are_noted_with_the_training_and_told_where_they_differ(bench):
     bring(steps := bench.steps(), "supervised")
     (noted,) = [steps.trained(run)["versions"] for run in steps.runs if steps.trained(run)]
-    assert noted == training_versions() and sources() in noted["nnunet_semisam"]
+    assert noted == [training_versions()] and sources() in noted[0]["nnunet_semisam"]
     assert told([noted, noted]).startswith("Trained by nnunet_semisam")
-    mixed = told([noted, {**noted, "torch": "1.0"}, None])
+    mixed = told([[*noted, {**noted[0], "torch": "1.0"}], None])
     assert mixed.startswith("TRAINED BY DIFFERENT VERSIONS") and "torch 1.0" in mixed and "not noted" in mixed
+
+
+def test_a_training_that_other_code_goes_on_with_is_of_both(bench, monkeypatch):
+    bench.stub.die_at = "train"
+    with pytest.raises(CommandFailed):
+        bring(bench.steps(), "supervised")
+    bench.stub.die_at = None
+    monkeypatch.setattr(steps_module, "training_versions", lambda: {"torch": "9"})
+    run = bring(steps := bench.steps(), "supervised")
+    assert steps.trained(run)["versions"] == [training_versions(), {"torch": "9"}]
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint_latest.pth").touch()
+    for error, damaged in ((MemoryError(), False), (OSError("stale"), False), (ValueError("cut"), True)):
+        monkeypatch.setattr("nnunet_semisam.checkpoint.read_checkpoint", mock.Mock(side_effect=error))
+        assert steps_module._damaged(tmp_path) == damaged
 
 
 def test_a_marker_that_a_power_cut_has_emptied_is_none(bench):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from toy_dataset import plans
 
+from nnunet_semisam.cli.preprocess import main
 from nnunet_semisam.data import preprocess
 from nnunet_semisam.data.dataset import PlannedDataset, labeled_cases, preprocess_dataset
 from nnunet_semisam.data.manifest import Manifest
@@ -124,12 +125,12 @@ def test_a_folder_that_was_full_and_is_empty_is_an_error_and_nothing_is_marked(t
         folder.mkdir()
     elif loss == "dangling link":
         folder.symlink_to(toy.raw / "nowhere")
-    with pytest.raises(ValueError, match=r"imagesUn holds no image, but 2 unlabeled cases.*delete .*_unlabeled.json"):
+    with pytest.raises(ValueError, match=f"imagesUn holds no image, but 2 unlabeled cases.*-d {toy.raw.name} --forget"):
         run(toy)
     with monkeypatch.context() as patch:
         patch.delenv("nnUNet_raw")
         assert list(run(toy)) == ["x", "y"]
-    (toy.preprocessed / "nnUNetPlans_3d_fullres_unlabeled.json").unlink()
+    assert main(["-d", toy.raw.name, "-c", "3d_fullres", "--forget"]) == 0
     assert run(toy) == {} and made == ["x", "y"]
 
 
