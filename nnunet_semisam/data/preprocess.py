@@ -85,15 +85,24 @@ def preprocess_unlabeled(
         if old := manifest.outdated_cases():
             raise ValueError(_OUTDATED.format(count=len(old), file=manifest.file, name=dataset_name))
         return manifest.finished_cases()
-    cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
-    if not cases and not skipped and (had := manifest.present_cases()):
-        raise ValueError(_VANISHED.format(count=len(had), folder=Path(raw_folder) / FOLDER, name=dataset_name))
-    manifest.note_present(cases)
+    cases = _listed(manifest, Path(raw_folder), dataset_json, skipped)
     managers = plans_manager, configuration_manager, dataset_json
     failed = make_missing(
         manifest, cases, managers, num_processes=num_processes, show_progress=show_progress, skipped=skipped
     )
     return {case: manifest.image(case) for case in cases if case not in failed}
+
+
+def _listed(
+    manifest: Manifest, raw_folder: Path, dataset_json: dict, skipped: list[str] | None
+) -> dict[str, list[str]]:
+    """The files of the cases that lie in `imagesUn` now; others are marked as removed, but not all of them at once."""
+    told = len(skipped or ())
+    cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
+    if not cases and len(skipped or ()) == told and (had := manifest.present_cases()):
+        raise ValueError(_VANISHED.format(count=len(had), folder=raw_folder / FOLDER, name=raw_folder.name))
+    manifest.note_present(cases)
+    return cases
 
 
 def open_manifest(
