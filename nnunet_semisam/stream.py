@@ -17,7 +17,7 @@ from nnunet_semisam.config import SemiSAMConfig
 from nnunet_semisam.data.disk import writing
 from nnunet_semisam.data.loader import build_unlabeled_loader
 from nnunet_semisam.data.pool import unlabeled_pool
-from nnunet_semisam.data.transforms import TwoViewTransform
+from nnunet_semisam.data.transforms import TwoViewTransform, WeakViewTransform, geometry_of
 from nnunet_semisam.data.unlabeled import UnlabeledDataset
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.types import UnlabeledBatch
@@ -61,8 +61,8 @@ def labeled_images(trainer: nnUNetTrainer) -> dict[str, Path]:
     return {case: Path(trainer.preprocessed_dataset_folder) / f"{case}.b2nd" for case in trainer.do_split()[0]}
 
 
-def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, *, batch_size: int | None) -> Any:
-    """An endless iterator of batches with two views.
+def open_stream(trainer: SemiSAM, pool: dict[str, Path], geometry: tuple, *, batch_size: int | None) -> Any:
+    """An endless iterator of batches with two views, or the weak one alone where that is all that is looked at.
 
     Args:
         geometry: what `configure_rotation_dummyDA_mirroring_and_inital_patch_size` returned.
@@ -77,17 +77,22 @@ def open_stream(trainer: nnUNetTrainer, pool: dict[str, Path], geometry: tuple, 
     )  # fmt: skip
     return build_unlabeled_loader(
         UnlabeledDataset(pool, cascade.previous_stage_files(trainer, pool)),
-        TwoViewTransform(
-            transforms,
-            configuration.use_mask_for_norm,
-            previous_labels=[int(label) for label in labels.foreground_labels] if trainer.is_cascaded else (),
-        ),
+        _views(trainer, transforms),
         batch_size=batch_size or trainer.batch_size,
         initial_patch_size=[int(side) for side in initial_patch_size],
         patch_size=configuration.patch_size,
         label_manager=labels,
         pin_memory=trainer.device.type == "cuda",
     )
+
+
+def _views(trainer: SemiSAM, transforms: Any) -> TwoViewTransform | WeakViewTransform:
+    masked = trainer.configuration_manager.use_mask_for_norm
+    if trainer.is_cascaded:  # its labels are roughened in the strong view
+        labels = [int(label) for label in trainer.label_manager.foreground_labels]
+        return TwoViewTransform(transforms, masked, previous_labels=labels)
+    geometry = None if trainer.method.wants_strong else geometry_of(transforms)
+    return TwoViewTransform(transforms, masked) if geometry is None else WeakViewTransform(geometry, masked)
 
 
 def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> None:
@@ -135,7 +140,8 @@ def _pool_changes(record: Path, pool: Mapping[str, Path]) -> str | None:
 def next_batch(trainer: SemiSAM) -> UnlabeledBatch:
     """The next unlabeled batch, on the trainer's device."""
     batch = next(trainer.dataloader_unlabeled)
-    return UnlabeledBatch.from_nnunet(batch, trainer.device, trainer.iteration, previous=trainer.previous_channels)
+    channels, previous = trainer.num_input_channels, trainer.previous_channels
+    return UnlabeledBatch.from_nnunet(batch, trainer.device, trainer.iteration, previous=previous, channels=channels)
 
 
 def choose_no_kernels_by_timing(loader: Any) -> None:

@@ -109,7 +109,8 @@ class SemiSAM(SemiSupervisedStep):
                 self.teacher.load_state_dict(resumed["teacher"])
         super().on_train_start()
         if self.sam_assisted is not None:
-            self.trust = settle_trust(self, self.sam_assisted.labeler, tested_trust(resumed))
+            with self.autocast():  # as it is asked in training
+                self.trust = settle_trust(self, self.sam_assisted.labeler, tested_trust(resumed))
             tune_generalist(self, self.sam_assisted.labeler.backend)
             self.sam_assisted = self.sam_assisted if any(self.trust.values()) else None
         if resumed and self.local_rank == 0:
@@ -172,7 +173,8 @@ class SemiSAM(SemiSupervisedStep):
         backend = build_backend(self.semisam.sam, self.device, self.configuration_manager.spacing)
         labeler = SamLabeler(backend, self.semisam.sam, self.outputs, say=self.print_to_log_file)
         patch = (1, self.num_input_channels - self.previous_channels, *self.configuration_manager.patch_size)
-        labeler.probe(torch.zeros(patch, device=self.device))
+        with self.autocast():
+            labeler.probe(torch.zeros(patch, device=self.device))
         return SamAssisted(self.method, labeler, self.semisam.terms["sam"].every)
 
     def save_checkpoint(self, filename: str) -> None:

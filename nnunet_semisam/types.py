@@ -46,11 +46,12 @@ class LabeledCase:
 
 @dataclass(frozen=True)
 class UnlabeledBatch:
-    """Two views of the same unlabeled patches, voxel on voxel. There is no target, by design.
+    """Views of the same unlabeled patches, voxel on voxel. There is no target, by design.
 
     Args:
         image: weak view: nnU-Net's geometric augmentation only. Teacher and SAM see this one.
-        strong: the same patches after nnU-Net's full augmentation.
+        strong: the same patches after nnU-Net's full augmentation; None where nobody looks at them
+            (`SemiMethod.wants_strong`).
         keys: case names.
         iteration: global iteration, counted from 0.
         previous: how many of the channels are no image but labels of a cascade's previous stage: the last ones. In the
@@ -58,7 +59,7 @@ class UnlabeledBatch:
     """
 
     image: Float[Tensor, "U C *S"]
-    strong: Float[Tensor, "U C *S"]
+    strong: Float[Tensor, "U C *S"] | None
     keys: tuple[str, ...]
     iteration: int = 0
     previous: int = 0
@@ -71,14 +72,32 @@ class UnlabeledBatch:
     @property
     def roughened(self) -> Float[Tensor, "U L *S"]:
         """The strong view's labels of the previous stage; without a cascade there are none."""
-        return self.strong[:, self.strong.shape[1] - self.previous :]
+        return self.full_view[:, -self.previous :] if self.previous else self.image[:, :0]
+
+    @property
+    def full_view(self) -> Float[Tensor, "U C *S"]:
+        """The strong view.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.strong is None:
+            raise ValueError("semisam: no strong view was made; the method's `wants_strong` must be true for that")
+        return self.strong
 
     @classmethod
-    def from_nnunet(cls, batch: dict, device: torch.device, iteration: int = 0, *, previous: int = 0) -> UnlabeledBatch:
-        """Takes the two views out of the 2C channels that the two-view transform stacks: strong first, then weak."""
+    def from_nnunet(
+        cls, batch: dict, device: torch.device, iteration: int = 0, *, previous: int = 0, channels: int | None = None
+    ) -> UnlabeledBatch:
+        """Takes the weak view, and the strong one in front of it if there is one, out of the channels of `data`.
+
+        Args:
+            channels: C of the network's input; None: `data` has two views.
+        """
         views = batch["data"].to(device, non_blocking=True)
-        strong, weak = views.chunk(2, dim=1)
-        return cls(weak.contiguous(), strong.contiguous(), tuple(batch["keys"]), iteration, previous)
+        strong, weak = views.tensor_split([views.shape[1] - (channels or views.shape[1] // 2)], dim=1)
+        full = strong.contiguous() if strong.shape[1] else None
+        return cls(weak.contiguous(), full, tuple(batch["keys"]), iteration, previous)
 
 
 @dataclass(frozen=True)

@@ -133,3 +133,18 @@ def test_nnunets_own_step_is_left_to_the_scaler(toy, monkeypatch, what, counted)
     built.train_step(next(built.dataloader_train))
     assert torch.equal(before, weights(built)) and built.grad_scaler.get_scale() == 2.0**15
     assert built.guard.count == counted
+
+
+def test_sam_is_tried_and_tested_as_it_is_asked(toy, monkeypatch):  # noqa: F811
+    """What overflows in half precision must not pass a test in full precision."""
+    seen, embed = [], type(toy).embed
+    monkeypatch.setattr(
+        type(toy), "embed", lambda *given: seen.append(torch.is_autocast_enabled("cpu")) or embed(*given)
+    )
+
+    class Half(nnUNetTrainerSemiSAM):
+        def autocast(self):
+            return torch.autocast("cpu", torch.bfloat16)
+
+    trained(Half, short(terms=CONSTANT, sam={"min_voxels": 1, "min_agreement": 0.0, "tune": 0}, num_epochs=1))
+    assert len(seen) > 4 and all(seen)

@@ -71,6 +71,26 @@ def test_training_on_another_device_ends_with_the_same_weights(quick, name):
     assert here.trust == there.trust
 
 
+@pytest.mark.parametrize("settings", [{}, FLAT], ids=["3d", "2d"])
+def test_a_step_waits_for_the_device_a_few_times(quick, monkeypatch, settings):
+    """Once for the components of a class in an image, once for an object's clicks, and 16 times."""
+    step, waits, objects = nnUNetTrainerSemiSAM.semi_supervised_step, [], []
+
+    def counted(trainer, *given):
+        before = entered.waits
+        outcome = step(trainer, *given)
+        waits.append(entered.waits - before)
+        objects.append(trainer.sam_assisted.labeler.stats["items"])
+        return outcome
+
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "semi_supervised_step", counted)
+    section = short(terms=CONSTANT, num_iterations_per_epoch=3, sam=SAM)
+    with accelerator() as entered:
+        run(DEVICE, section, settings)
+    assert len(waits) == 3 and min(objects) > 0
+    assert all(0 < n <= 16 + 2 * count for n, count in zip(waits, objects, strict=True))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

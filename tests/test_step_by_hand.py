@@ -5,11 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from test_train_step import toy  # noqa: F401 (a fixture)
 from toy_trainer import NAME, UNLABELED, build, short, weights
 
 from nnunet_semisam import checkpoint as checkpoint_module
+from nnunet_semisam import stream
 from nnunet_semisam.methods import build_method
 from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
@@ -22,12 +25,12 @@ CONSISTENCY, SAM, DECAY, CLIP = 0.7, 0.4, 0.4, 0.5
 
 def step_by_hand(trainer, networks, optimizer, batch, unlabeled):
     student, teacher = networks
-    strong, weak = unlabeled["data"].chunk(2, dim=1)
+    weak = unlabeled["data"]
     with torch.no_grad():
         q = teacher(weak).softmax(1)
         sam = trainer.sam_assisted.labeler(weak, q, trainer.iteration)
     assert (sam.prob - q).abs().max() > 0.1 and (sam.confidence > 0).any()
-    view = trainer.method.student_view(UnlabeledBatch(weak, strong, (), trainer.iteration))
+    view = trainer.method.student_view(UnlabeledBatch(weak, None, (), trainer.iteration))
     p = student(view)[0].softmax(1)
     loss = trainer.loss(student(batch["data"]), batch["target"])
     loss = loss + CONSISTENCY * ((p - q) ** 2).mean() + SAM * ((p - sam.prob) ** 2 * sam.confidence).mean()
@@ -58,13 +61,13 @@ def test_steps_are_what_the_formulas_say(toy, monkeypatch, patch_size):  # noqa:
     start = weights(trainer)
     for _ in range(3):
         batch, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
-        stream = trainer.dataloader_unlabeled
+        loader = trainer.dataloader_unlabeled
         state = torch.get_rng_state()
         step_by_hand(trainer, (student, teacher), optimizer, batch, unlabeled)
         torch.set_rng_state(state)
         trainer.dataloader_unlabeled = iter([unlabeled])
         trainer.train_step(batch)
-        trainer.dataloader_unlabeled = stream
+        trainer.dataloader_unlabeled = loader
     assert (weights(trainer) - start).norm() > 1e-3
     pairs = [(trainer.network, student), (trainer.teacher.network, teacher)]
     for ours, expected in pairs:
@@ -79,7 +82,35 @@ def test_gradients_are_clipped_where_stock_clips():
 def test_views_are_told_apart():
     strong, weak = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     batch = UnlabeledBatch.from_nnunet({"data": torch.cat([strong, weak], 1), "keys": ["a", "b"]}, torch.device("cpu"))
-    assert torch.equal(batch.image, weak) and torch.equal(batch.strong, strong)
+    assert torch.equal(batch.image, weak) and torch.equal(batch.full_view, strong)
+
+
+def test_a_strong_view_that_nobody_asked_for_is_told():
+    batch = UnlabeledBatch.from_nnunet({"data": torch.ones(2, 3, 4, 4), "keys": []}, torch.device("cpu"), channels=3)
+    assert torch.equal(batch.image, torch.ones(2, 3, 4, 4)) and batch.roughened.shape == (2, 0, 4, 4)
+    with pytest.raises(ValueError, match="wants_strong"):
+        batch.full_view  # noqa: B018
+
+
+@pytest.mark.parametrize(("view", "channels"), [("device", 1), ("nnunet", 2)])
+def test_intensities_are_augmented_only_for_a_student_that_sees_them(toy, view, channels):  # noqa: F811
+    trainer = build(nnUNetTrainerSemiSAM, short(method_args={"view": view}))
+    trainer.on_train_start()
+    assert next(trainer.dataloader_unlabeled)["data"].shape[1] == channels
+    assert (stream.next_batch(trainer).strong is None) == (channels == 1)
+
+
+def test_transforms_that_nobody_knows_are_kept(toy, monkeypatch):  # noqa: F811
+    class Unknown(BasicTransform):
+        def apply(self, data_dict, **params):
+            return data_dict
+
+    known = nnUNetTrainerSemiSAM.get_training_transforms
+    more = staticmethod(lambda *given, **named: ComposeTransforms([known(*given, **named), Unknown()]))
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "get_training_transforms", more)
+    trainer = build(nnUNetTrainerSemiSAM, short())
+    trainer.on_train_start()
+    assert next(trainer.dataloader_unlabeled)["data"].shape[1] == 2
 
 
 def test_sam_gets_the_weak_view_and_the_teachers_prediction_and_its_answer_is_passed_on():
@@ -115,7 +146,7 @@ def test_schedules_run_over_the_whole_training(toy):  # noqa: F811
 def test_unlabeled_batch_size_is_obeyed(toy):  # noqa: F811
     trainer = build(nnUNetTrainerSemiSAM, short(unlabeled_batch_size=3))
     trainer.on_train_start()
-    assert next(trainer.dataloader_unlabeled)["data"].shape[:2] == (3, 2)
+    assert next(trainer.dataloader_unlabeled)["data"].shape[:2] == (3, 1)
     assert next(trainer.dataloader_train)["data"].shape[:2] == (2, 1)
 
 
@@ -150,7 +181,7 @@ def test_a_kill_while_the_trainer_writes_leaves_the_old_checkpoint(toy, monkeypa
 def test_a_seeded_run_does_not_choose_kernels_by_timing(toy):  # noqa: F811
     from nnunet_semisam.stream import GaussianBlurTransform, _nested
 
-    trainer = build(nnUNetTrainerSemiSAM, short())
+    trainer = build(nnUNetTrainerSemiSAM, short(method_args={"view": "nnunet"}))
     trainer.on_train_start()
     for loader in (trainer.dataloader_train, trainer.dataloader_unlabeled):
         blurs = [t for t in _nested(loader.data_loader.transforms) if isinstance(t, GaussianBlurTransform)]

@@ -23,6 +23,13 @@ INDEXED = (
     torch.ops.aten.index_put_.default,
     torch.ops.aten._index_put_impl_.default,
 )
+COUNTED = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten._unique2.default,
+)
 
 
 class OnDevice(torch.Tensor):
@@ -55,8 +62,10 @@ class Accelerator(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.operations = 0  # that were done on the device
+        self.waits = 0  # for the device, before the program could go on
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.waits += _waits(operation, args, kwargs or {})
         result = computed(operation, args, kwargs or {})
         self.operations += any(isinstance(leaf, OnDevice) for leaf in tree_leaves(result))
         return result
@@ -98,6 +107,17 @@ def computed(operation, args, kwargs):
         return args[0]
     known = {id(tensor.inner): tensor for tensor in own}  # what was changed in place stays the same tensor
     return tree_map(lambda leaf: _wrapped(leaf, known) if on_device else leaf, result)
+
+
+def _waits(operation, args, kwargs):
+    """Does the program need the numbers, or how many there are: a value, a copy to the CPU, places of a mask."""
+    if not any(isinstance(leaf, OnDevice) for leaf in tree_leaves((args, kwargs))):
+        return False
+    if operation in INDEXED:
+        return any(part is not None and part.dtype == torch.bool for part in args[1])
+    if operation is MOVES[0]:
+        return kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
+    return operation in COUNTED
 
 
 def _wrapped(leaf, known):

@@ -156,7 +156,6 @@ def _model(args: argparse.Namespace, task: Task, folder: str) -> Callable[[Label
     predictor = nnUNetPredictor(device=task.device, allow_tqdm=False)
     fold = args.f if args.f == "all" else int(args.f)
     predictor.initialize_from_trained_model_folder(folder, use_folds=(fold,), checkpoint_name=args.chk)
-    predictor.network.load_state_dict(predictor.list_of_parameters[0])
     network = predictor.network.to(task.device).eval()
 
     def predict(patch: LabeledCase, head: int, number: int) -> Tensor:

@@ -82,10 +82,10 @@ def build_unlabeled_loader(
     pin_memory: bool = False,
     num_processes: int | None = None,
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """An endless iterator of batches `{"data": (U, 2C, *S), "keys": ...}`; a first batch is drawn, as in nnU-Net.
+    """An endless iterator of batches `{"data": (U, 2C or C, *S), "keys": ...}`; a first batch is drawn, as in nnU-Net.
 
     Args:
-        transforms: a `TwoViewTransform`.
+        transforms: a `TwoViewTransform` or a `WeakViewTransform`.
         initial_patch_size: of the crop before the transforms, from
             `configure_rotation_dummyDA_mirroring_and_inital_patch_size`.
         patch_size: of the configuration.

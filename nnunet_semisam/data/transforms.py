@@ -1,7 +1,8 @@
-"""Two views of one patch: the trainer's full augmentation, and its geometry alone, voxel on voxel.
+"""Views of an unlabeled patch: the trainer's full augmentation, and its geometry alone, voxel on voxel.
 
 Batchgeneratorsv2 moves a `regression_target` through every spatial transform with the parameters of the image, and
 leaves it alone in intensity transforms. A copy of the image sent along as regression target is therefore the weak view.
+Where nobody looks at the strong view, transforms of intensities are left out instead.
 """
 
 from __future__ import annotations
@@ -9,9 +10,79 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform, SegOnlyTransform
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 from torch import Tensor
 
 NEAR_ZERO = 1e-3  # resampling leaves ripples in the background, which was exactly 0 after normalization
+
+GEOMETRIC = (
+    SpatialTransform,
+    MirrorTransform,
+    Rot90Transform,
+    TransposeAxesTransform,
+    Convert3DTo2DTransform,
+    Convert2DTo3DTransform,
+    MaskImageTransform,
+    MoveSegAsOneHotToDataTransform,
+    SegOnlyTransform,
+)
+
+
+def geometry_of(transform: BasicTransform) -> BasicTransform | None:
+    """The same transforms without those of the intensities; None where one is of a kind that may change both."""
+    if isinstance(transform, ImageOnlyTransform):
+        return ComposeTransforms([])
+    if isinstance(transform, ComposeTransforms):
+        kept = [geometry_of(child) for child in transform.transforms]
+        return None if None in kept else ComposeTransforms(kept)
+    if isinstance(transform, RandomTransform):
+        inner = geometry_of(transform.transform)
+        return None if inner is None else RandomTransform(inner, transform.apply_probability)
+    if isinstance(transform, OneOfTransform):
+        kept = [geometry_of(child) for child in transform.list_of_transforms]
+        return None if None in kept else OneOfTransform(kept)
+    return transform if isinstance(transform, GEOMETRIC) else None
+
+
+class WeakViewTransform:
+    """Gives the weak view alone, C channels.
+
+    Args:
+        transform: of `geometry_of`; called as that of `TwoViewTransform`.
+        use_mask_for_norm: see `TwoViewTransform`.
+    """
+
+    def __init__(self, transform: Callable[..., dict], use_mask_for_norm: Sequence[bool] | None = None) -> None:
+        self.transform = transform
+        self.masked_channels = _masked_channels(use_mask_for_norm)
+
+    def __call__(self, *, image: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
+        """`image` (C, *S before) → `image` (C, *S after), and the `segmentation` as the transforms leave it.
+
+        Raises:
+            ValueError: the transforms change the number of channels.
+        """
+        body = _body(image, self.masked_channels)
+        more = {"regression_target": body} if len(body) else {}
+        moved = self.transform(image=image, segmentation=segmentation, **more)
+        view = moved["image"]
+        if len(view) != len(image):
+            raise ValueError(
+                f"the training transforms make {len(view)} channel(s) out of {len(image)}; such a one cannot be used "
+                "for unlabeled images."
+            )
+        if more:
+            view[self.masked_channels] *= moved["regression_target"] >= 0.5
+        return {"image": view, "segmentation": moved["segmentation"]}
 
 
 class TwoViewTransform:
@@ -44,7 +115,7 @@ class TwoViewTransform:
     ) -> None:
         self.transform = transform
         self.previous_labels = list(previous_labels)
-        self.masked_channels = [channel for channel, masked in enumerate(use_mask_for_norm or ()) if masked]
+        self.masked_channels = _masked_channels(use_mask_for_norm)
 
     def __call__(self, *, image: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
         """`image` (C, *S before) → `image` (2C, *S after), and the `segmentation` as the transforms leave it.
@@ -55,7 +126,9 @@ class TwoViewTransform:
             ValueError: the wrapped transforms change the image's channels or do not carry a regression target.
         """
         channels = image.shape[0]
-        companion = torch.cat([image, self._body(image)])  # always a copy: intensity transforms work in place
+        companion = torch.cat(
+            [image, _body(image, self.masked_channels)]
+        )  # always a copy: intensity transforms work in place
         if self.previous_labels:
             segmentation = torch.cat([segmentation, segmentation[1:2]])
         moved = self.transform(image=image, segmentation=segmentation, regression_target=companion)
@@ -79,14 +152,19 @@ class TwoViewTransform:
             return like[:0]
         return torch.stack([labels == label for label in self.previous_labels]).to(like.dtype)
 
-    def _body(self, image: Tensor) -> Tensor:
-        """1 in the body, 0 in the background, as one channel; no channel where nothing is masked."""
-        if not self.masked_channels:
-            return image[:0]
-        return (image[self.masked_channels].abs() > NEAR_ZERO).any(0, keepdim=True).to(image.dtype)
-
     def _clear_background(self, views: Tensor, background: Tensor) -> None:
         channels = views.shape[0] // 2
         for channel in self.masked_channels:
             views[channel][background] = 0
             views[channels + channel][background] = 0
+
+
+def _masked_channels(use_mask_for_norm: Sequence[bool] | None) -> list[int]:
+    return [channel for channel, masked in enumerate(use_mask_for_norm or ()) if masked]
+
+
+def _body(image: Tensor, masked_channels: list[int]) -> Tensor:
+    """1 in the body, 0 in the background, as one channel; no channel where nothing is masked."""
+    if not masked_channels:
+        return image[:0]
+    return (image[masked_channels].abs() > NEAR_ZERO).any(0, keepdim=True).to(image.dtype)

@@ -74,6 +74,11 @@ class SemiMethod(abc.ABC):
     def pseudo_labels(self, teacher: Teacher, unlabeled: UnlabeledBatch) -> dict[str, PseudoLabel]:
         """What is believed about the unlabeled patches, by name of the loss term. Called without gradient."""
 
+    @property
+    def wants_strong(self) -> bool:
+        """Does it look at the strong view? Else nnU-Net's augmentation of intensities is not computed."""
+        return self.view == "nnunet"
+
     def student_view(self, unlabeled: UnlabeledBatch, mixes: Sequence[Mix] = ()) -> Float[Tensor, "U C *S"]:
         """The image that the student gets to see; in a cascade with the previous stage's labels as nnU-Net's
         augmentation leaves them.
@@ -82,7 +87,7 @@ class SemiMethod(abc.ABC):
             mixes: put parts of other patches into it, one after the other, before it is perturbed.
         """
         from_device, channels = self.view == "device", unlabeled.picture.shape[1]
-        image = torch.cat([unlabeled.picture, unlabeled.roughened], 1) if from_device else unlabeled.strong
+        image = torch.cat([unlabeled.picture, unlabeled.roughened], 1) if from_device else unlabeled.full_view
         for mix in mixes:
             image = mix(image)
         if not from_device:

@@ -53,10 +53,10 @@ def find_clicks(
     )
     start = [w.start for w in window]
     inner = tuple(slice(low - s, high - s) for low, high, s in zip(*box, start, strict=True))
-    near = mask[window].cpu().numpy()
-    own = prob[head][window].cpu().numpy()
+    seen = torch.stack([mask[window], prob[head][window], _highest(prob, rivals, window)]).cpu().numpy()
+    near, own, rival = seen[0] > 0, seen[1], seen[2]  # one transfer from the device for all three
     inside = _inside(near[inner], own[inner], points_from) if counts[0] else _NOWHERE
-    outside = _outside(near, own, _highest(prob, rivals, window)) if counts[1] else _NOWHERE
+    outside = _outside(near, own, rival) if counts[1] else _NOWHERE
     (positive, negative) = (
         _spread(places, worth, n) for (places, worth), n in zip((inside, outside), counts, strict=True)
     )
@@ -103,10 +103,10 @@ def _depth(mask: np.ndarray) -> np.ndarray:
     return depth[(slice(1, -1),) * mask.ndim]
 
 
-def _highest(prob: Float[Tensor, "K *S"], heads: Sequence[int], window: tuple[slice, ...]) -> np.ndarray:
+def _highest(prob: Float[Tensor, "K *S"], heads: Sequence[int], window: tuple[slice, ...]) -> Float[Tensor, "*W"]:
     """The highest probability of some heads in a window, found on the device: one picture leaves it, not all."""
     near = prob[(slice(None), *window)]
-    return (near[list(heads)].amax(0) if heads else torch.zeros_like(near[0])).cpu().numpy()
+    return near[list(heads)].amax(0) if heads else torch.zeros_like(near[0])
 
 
 def _outside(mask: np.ndarray, prob: np.ndarray, rival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

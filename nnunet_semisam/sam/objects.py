@@ -56,11 +56,11 @@ def _split(whole: Objects, prob: Float[Tensor, "U K *S"], config: SamConfig) -> 
     """The largest components of every object."""
     rows: list[int] = []
     masks: list[Tensor] = []
-    for row, box in enumerate(tight_boxes(whole.masks).tolist()):
+    found = zip(tight_boxes(whole.masks).tolist(), whole.image.tolist(), whole.head.tolist(), strict=True)
+    for row, (box, image, head) in enumerate(found):
         window = tuple(slice(low, high) for low, high in zip(*box, strict=True))
-        near = whole.masks[row][window]
-        weight = prob[whole.image[row], whole.head[row]][window]
-        for piece in _components(near.cpu().numpy(), weight.cpu().numpy(), config):
+        near = torch.stack([whole.masks[row][window], prob[image, head][window]]).cpu().numpy()  # one transfer
+        for piece in _components(near[0] > 0, near[1], config):
             mask = torch.zeros_like(whole.masks[row])
             mask[window] = torch.from_numpy(piece).to(mask.device)
             rows.append(row)

@@ -10,6 +10,7 @@ import torch
 
 T = TypeVar("T")
 ALL = 1 << 30
+NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # cuBLAS and cuDNN have no error of their own for it
 
 
 class Portions:
@@ -51,7 +52,8 @@ class Portions:
         """Around the encoding of so many images."""
         try:
             yield
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            _require_no_memory(error)
             self._halve_images(images, "a single image", error)
 
     @contextlib.contextmanager
@@ -59,7 +61,8 @@ class Portions:
         """Around the decoding of so many objects, while so many images are held encoded."""
         try:
             yield
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            _require_no_memory(error)
             if items == 1:
                 self._halve_images(images, "a single object", error)
             self.items = items // 2
@@ -74,6 +77,12 @@ class Portions:
             ) from error
         self.images = images // 2
         raise _TooMuch from error
+
+
+def _require_no_memory(error: RuntimeError) -> None:
+    """Raises what is no lack of memory again."""
+    if not any(words in str(error) for words in NO_MEMORY):
+        raise error
 
 
 class _TooMuch(Exception):

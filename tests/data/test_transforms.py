@@ -13,7 +13,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 
-from nnunet_semisam.data.transforms import TwoViewTransform
+from nnunet_semisam.data.transforms import TwoViewTransform, WeakViewTransform, geometry_of
 
 GEOMETRIES = {
     "2d": ((24, 20), (36, 30), (0, 1), False),
@@ -33,19 +33,6 @@ def pipeline(trainer: str, geometry: str, **more):
     return source.get_training_transforms(patch_size, (-0.5, 0.5), None, mirror_axes, dummy_2d, **more)
 
 
-def without_intensity(transform):
-    """The same pipeline with every image-only transform taken out."""
-    if isinstance(transform, ImageOnlyTransform):
-        return ComposeTransforms([])
-    if isinstance(transform, ComposeTransforms):
-        return ComposeTransforms([without_intensity(child) for child in transform.transforms])
-    if isinstance(transform, RandomTransform):
-        return RandomTransform(without_intensity(transform.transform), transform.apply_probability)
-    if isinstance(transform, OneOfTransform):
-        return OneOfTransform([without_intensity(child) for child in transform.list_of_transforms])
-    return transform
-
-
 def apply(transform, image, seed=0):
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -61,7 +48,7 @@ def patch(geometry, channels=2, seed=0):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("trainer", ["default", "DA5"])
 def test_without_intensity_both_views_are_the_same_bit_for_bit(trainer, geometry):
-    two_views = TwoViewTransform(without_intensity(pipeline(trainer, geometry)))
+    two_views = TwoViewTransform(geometry_of(pipeline(trainer, geometry)))
     moved = 0
     for seed in range(25):
         image = patch(geometry, seed=seed)
@@ -91,6 +78,38 @@ def test_the_weak_view_keeps_its_intensities(trainer, geometry):
         assert torch.isin(weak, image).all()
         changed += not torch.equal(strong, weak)
     assert changed > 3  # the strong view is augmented
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("trainer", ["default", "DA5"])
+@pytest.mark.parametrize("masked", [None, [True, False]])
+def test_the_weak_view_alone_is_that_of_two_bit_for_bit(trainer, geometry, masked):
+    plain = geometry_of(pipeline(trainer, geometry, use_mask_for_norm=masked))
+    alone, two_views = WeakViewTransform(plain, masked), TwoViewTransform(plain, masked)
+    for seed in range(10):
+        image = patch(geometry, seed=seed)
+        if masked:
+            image[..., : image.shape[-1] // 2] = 1e-5
+        (_, weak), single = apply(two_views, image, seed), torch.cat(apply(alone, image, seed))
+        assert torch.equal(single, weak)
+
+
+class Twisted(BasicTransform):
+    """May do anything."""
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: ComposeTransforms([t, MirrorTransform((0,))]),
+        lambda t: RandomTransform(t, 0.5),
+        lambda t: OneOfTransform([PlusOne(), t]),
+    ],
+)
+def test_a_transform_that_may_change_both_is_not_taken_for_geometry(wrap):
+    assert geometry_of(wrap(Twisted())) is None
+    assert geometry_of(wrap(PlusOne())) is not None
 
 
 class PlusOne(ImageOnlyTransform):
@@ -166,10 +185,17 @@ def test_transforms_that_cannot_give_two_views_are_refused(transform):
         TwoViewTransform(transform)(image=image, segmentation=image[:1])
 
 
-def test_the_transform_can_be_pickled():
-    two_views = TwoViewTransform(pipeline("DA5", "3d"), [True])
-    first, second = apply(two_views, patch("3d")), apply(pickle.loads(pickle.dumps(two_views)), patch("3d"))
-    assert torch.equal(first[1], second[1])
+@pytest.mark.parametrize("kind", [TwoViewTransform, WeakViewTransform])
+def test_the_transform_can_be_pickled(kind):
+    views = kind(geometry_of(pipeline("DA5", "3d")), [True])
+    first, second = apply(views, patch("3d")), apply(pickle.loads(pickle.dumps(views)), patch("3d"))
+    assert torch.equal(first[-1], second[-1])
+
+
+def test_a_weak_view_of_more_channels_is_refused():
+    image = patch("2d")
+    with pytest.raises(ValueError, match="4 channel"):
+        WeakViewTransform(AddsChannel())(image=image, segmentation=image[:1])
 
 
 def staged(transform, geometry, seed):
@@ -187,7 +213,7 @@ def staged(transform, geometry, seed):
 @pytest.mark.parametrize("trainer", ["default", "DA5"])
 def test_in_a_cascade_both_views_carry_the_previous_stages_labels(trainer, geometry):
     cascade = {"is_cascaded": True, "foreground_labels": [2, 5]}
-    plain = TwoViewTransform(without_intensity(pipeline(trainer, geometry, **cascade)), previous_labels=[2, 5])
+    plain = TwoViewTransform(geometry_of(pipeline(trainer, geometry, **cascade)), previous_labels=[2, 5])
     for seed in range(10):
         _, _, (strong, weak) = staged(plain, geometry, seed)
         assert strong.shape == (4, *GEOMETRIES[geometry][0])

@@ -324,24 +324,32 @@ def test_sampled_planes_stand_for_all_that_show_something(kit):
 class Small:
     """A backend whose device holds so many images and objects at once."""
 
-    def __init__(self, backend, *, images=99, items=99):
+    def __init__(self, backend, *, images=99, items=99, error=None):
         self.backend, self.images, self.items = backend, images, items
+        self.error = error or torch.cuda.OutOfMemoryError("CUDA out of memory")
         self.ndims, self.tried = backend.ndims, []
 
     def embed(self, image):
         self.tried.append(("images", len(image)))
         if len(image) > self.images:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return self.backend.embed(image)
 
     def decode(self, embedding, prompts):
         self.tried.append(("items", len(prompts)))
         if len(prompts) > self.items:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return self.backend.decode(embedding, prompts)
 
 
-@pytest.mark.parametrize("limits", [{"items": 1}, {"items": 3}, {"images": 1}, {"images": 1, "items": 1}], ids=str)
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"items": 1}, {"items": 3}, {"images": 1}, {"images": 1, "items": 1}, {"items": 2, "error": CUBLAS}],
+    ids=str,
+)
 def test_out_of_memory_asks_for_less_with_the_same_answer(kit, limits):
     scene, lines = kit.scene(2), []
     whole = labeler(kit)(scene.image, scene.prob, 0)
@@ -364,6 +372,9 @@ def test_what_does_not_fit_alone_is_an_error_with_a_cure(kit):
         label.backend = Small(label.backend, **limits)
         with pytest.raises(RuntimeError, match=f"out of memory with a single {what}.*sam.backend.*MeanTeacher"):
             label(scene.image, scene.prob, 0)
+    label.backend = Small(label.backend.backend, items=0, error=RuntimeError("sizes do not match"))
+    with pytest.raises(RuntimeError, match="^sizes do not match$"):
+        label(scene.image, scene.prob, 0)
     label.backend = Small(label.backend, images=0)
     with pytest.raises(RuntimeError, match="single image"):
         label.probe(scene.image)
