@@ -38,9 +38,7 @@ def test_ten_answers_hard_masks_full_weight_and_nothing_tested_or_tuned(toy, mon
     seen = []
     trainer.on_train_start()
     labeler = trainer.sam_assisted.labeler
-    monkeypatch.setattr(
-        labeler, "_ask", lambda *args, _ask=labeler._ask, **kw: seen.append(_ask(*args, **kw)) or seen[-1]
-    )
+    monkeypatch.setattr(labeler, "_portion", lambda *args, ask=labeler._portion: seen.append(ask(*args)) or seen[-1])
     monkeypatch.setattr(
         trainer.method, "terms", lambda *args, _terms=trainer.method.terms: seen.append(args[2]["sam"]) or _terms(*args)
     )

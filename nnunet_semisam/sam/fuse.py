@@ -49,40 +49,28 @@ class Answers(NamedTuple):
             weight = weight * factor if name in weigh_by else weight
         return cls(*objects, logits, agreement, steadiness, weight)
 
-    @classmethod
-    def none(cls, image: Float[Tensor, "U C *S"]) -> Answers:
-        """No answers, on the device and with the spatial shape of `image`."""
-        index = torch.empty(0, dtype=torch.int64, device=image.device)
-        empty = image.new_empty(0, dtype=torch.float32)
-        logits = image.new_empty((0, *image.shape[2:]), dtype=torch.float32)
-        return cls(index, index, logits > 0, logits, empty, empty, empty)
-
-    @classmethod
-    def joined(cls, parts: list[Answers]) -> Answers:
-        """All answers of several chunks."""
-        return cls(*(torch.cat(field) for field in zip(*parts, strict=True)))
-
-    def only(self, items: Bool[Tensor, " P"]) -> Answers:
-        """The answers that are marked."""
-        return Answers(*(field[items] for field in self))
-
 
 class _Heads(NamedTuple):
     """The answers, gathered by image and head."""
 
     scores: Float[Tensor, "U K *S"]  # the highest logit at each voxel, -inf without an answer
     weights: Float[Tensor, "U K *S"]  # the weight of the answer with that logit
-    background: Float[Tensor, "U 1 *one"]  # the mean weight of the image's answers
+    total: Float[Tensor, "U 1 *one"]  # of the weights of the image's answers
+    number: Float[Tensor, "U 1 *one"]  # of these answers
     answered: Bool[Tensor, "U K *one"]  # is there an answer
     unheard: Bool[Tensor, "U K *S"]  # hard voxels of objects without an answer, which no other answer claims
 
+    @property
+    def background(self) -> Float[Tensor, "U 1 *one"]:
+        """The mean weight of the image's answers."""
+        return self.total / self.number.clamp(min=1)
 
-def fuse(
-    prob: Float[Tensor, "U K *S"], hard: Bool[Tensor, "U K *S"], answers: Answers, outputs: OutputSpace
-) -> PseudoLabel:
-    """The pseudo-label of the believed answers; the teacher's `prob` with confidence 0 where an image has none.
 
-    Several answers for one head (its connected components) are joined by their maximum.
+class Fusion:
+    """The pseudo-label of the believed answers, which come a portion at a time and need not be kept.
+
+    Where an image has none it is the teacher's `prob` with confidence 0. Several answers for one head (its connected
+    components) are joined by their maximum.
 
     Labels: SAM says nothing for or against a head without an answer, so that keeps the teacher's probability; the rest
     is shared out by softmax over 0 for the background and the logits of the answered heads. Confidence is 0 where an
@@ -92,12 +80,51 @@ def fuse(
     Confidence is the expectation of the answers' weights under the fused distribution: 0 for heads without an answer,
     the mean weight of the image for the background.
     """
-    if not len(answers.head):
-        return PseudoLabel(prob, torch.zeros_like(prob[:, :1]))
-    heads = _by_head(prob, hard, answers, outputs)
-    fused, confidence = (_fuse_regions if outputs.has_regions else _fuse_labels)(prob, heads)
-    asked = heads.answered.any(1, keepdim=True)
-    return PseudoLabel(torch.where(asked, fused, prob), (confidence * asked).clamp(0, 1))
+
+    def __init__(self, prob: Float[Tensor, "U K *S"], hard: Bool[Tensor, "U K *S"], outputs: OutputSpace) -> None:
+        self.prob, self.hard, self.outputs = prob, hard, outputs
+        self.heads: _Heads | None = None
+
+    def add(self, answers: Answers, believed: Bool[Tensor, " P"]) -> None:
+        """The answers that are `believed`; the others count as not given."""
+        places = torch.stack([answers.image, answers.head, believed.long()], 1).tolist()
+        for row, (image, head, counts) in enumerate(places):
+            if counts:
+                self._add(image, head, answers.logits[row], answers.masks[row], answers.weight[row])
+
+    def _add(
+        self, image: int, head: int, logits: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], weight: Float[Tensor, ""]
+    ) -> None:
+        if self.heads is None:
+            self.heads = self._nothing()
+        scores, weights, total, number, answered, unheard = self.heads
+        place = image, head
+        better = logits > scores[place]
+        scores[place] = torch.where(better, logits, scores[place])
+        weights[place] = torch.where(better, weight, weights[place])
+        unheard[place] &= ~mask & (logits <= 0)
+        answered[place] = True
+        total[image] += weight
+        number[image] += 1
+
+    def pseudo_label(self) -> PseudoLabel:
+        """What all answers so far say together."""
+        if self.heads is None:
+            return PseudoLabel(self.prob, torch.zeros_like(self.prob[:, :1]))
+        fused, confidence = (_fuse_regions if self.outputs.has_regions else _fuse_labels)(self.prob, self.heads)
+        asked = self.heads.answered.any(1, keepdim=True)
+        return PseudoLabel(torch.where(asked, fused, self.prob), (confidence * asked).clamp(0, 1))
+
+    def _nothing(self) -> _Heads:
+        prob, unheard = self.prob, self.hard.clone()
+        if not self.outputs.has_regions:
+            unheard[:, 0] = False
+        flat = [1] * (prob.ndim - 2)
+        per_image = prob.new_zeros((len(prob), 1, *flat))
+        answered = torch.zeros((*prob.shape[:2], *flat), dtype=torch.bool, device=prob.device)
+        return _Heads(
+            torch.full_like(prob, -torch.inf), torch.zeros_like(prob), per_image, per_image.clone(), answered, unheard
+        )
 
 
 def _fuse_labels(
@@ -119,28 +146,6 @@ def _fuse_regions(
     total = (inside * heads.weights).sum(1, keepdim=True) + outside * heads.background
     confidence = total / (inside.sum(1, keepdim=True) + outside)
     return torch.where(heads.answered & ~heads.unheard, inside, prob), confidence
-
-
-def _by_head(
-    prob: Float[Tensor, "U K *S"], hard: Bool[Tensor, "U K *S"], answers: Answers, outputs: OutputSpace
-) -> _Heads:
-    scores, weights = torch.full_like(prob, -torch.inf), torch.zeros_like(prob)
-    unheard = hard.clone()
-    if not outputs.has_regions:
-        unheard[:, 0] = False
-    flat = (*prob.shape[:2], *[1] * (prob.ndim - 2))
-    answered = torch.zeros(flat, dtype=torch.bool, device=prob.device)
-    for row, place in enumerate(zip(answers.image.tolist(), answers.head.tolist(), strict=True)):
-        logits = answers.logits[row]
-        better = logits > scores[place]
-        scores[place] = torch.where(better, logits, scores[place])
-        weights[place] = torch.where(better, answers.weight[row], weights[place])
-        unheard[place] &= ~answers.masks[row] & (logits <= 0)
-        answered[place] = True
-    total = prob.new_zeros(len(prob)).index_add(0, answers.image, answers.weight)
-    count = prob.new_zeros(len(prob)).index_add(0, answers.image, torch.ones_like(answers.weight))
-    background = (total / count.clamp(min=1)).view(-1, *[1] * (prob.ndim - 1))
-    return _Heads(scores, weights, background, answered, unheard)
 
 
 def _count(mask: Bool[Tensor, "P *S"]) -> Float[Tensor, " P"]:

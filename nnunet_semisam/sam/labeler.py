@@ -21,11 +21,11 @@ from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.sam.base import SamBackend
 from nnunet_semisam.sam.dialogue import converse
-from nnunet_semisam.sam.fuse import Answers, fuse
+from nnunet_semisam.sam.fuse import Answers, Fusion
 from nnunet_semisam.sam.objects import Objects, find_objects
 from nnunet_semisam.sam.planes import Planes, choose_planes
 from nnunet_semisam.sam.portions import Portions
-from nnunet_semisam.sam.prompts import prompts_for, select
+from nnunet_semisam.sam.prompts import prompts_for
 from nnunet_semisam.types import Prompts, PseudoLabel, SamPrediction
 
 MAX_ITEMS = 32  # prompted objects per call of a backend's decoder
@@ -95,24 +95,20 @@ class SamLabeler:
         image, prob = image.detach().float(), prob.detach().float()
         hard = self.outputs.harden(prob) > 0
         planes = self._planes(hard, iteration)
-        pictures = planes.take(prob), planes.take(hard)
-        answers = self._ask(planes.take(image), *pictures, iteration=iteration)
-        believed = answers.agreement >= self.config.min_agreement
-        believed &= answers.steadiness >= self.config.min_stability
-        pseudo = planes.scatter(
-            fuse(*pictures, answers if believed.all() else answers.only(believed), self.outputs), elsewhere=prob
-        )
+        fused, told = self._ask(planes.take(image), planes.take(prob), planes.take(hard), iteration=iteration)
+        pseudo = planes.scatter(fused, elsewhere=prob)
         if self.config.hard:
             pseudo = replace(pseudo, prob=self.outputs.harden(pseudo.prob))
-        items = len(answers.agreement)
+        items = told.shape[1]
+        agreement, steadiness, believed = told.mean(1).tolist() if items else (0.0, 1.0, 1.0)
         self.stats = {
-            "agreement": answers.agreement.mean().item() if items else 0.0,
+            "agreement": agreement,
             "items": float(items),
-            "dropped": float((~believed).sum().item()),
+            "dropped": float(round(items * (1 - believed))),
             "seconds": time.perf_counter() - begin,
         }
         if items and self.config.jitters:
-            self.stats["stability"] = answers.steadiness.mean().item()
+            self.stats["stability"] = steadiness
         return pseudo
 
     @torch.no_grad()
@@ -154,16 +150,23 @@ class SamLabeler:
         hard: Bool[Tensor, "V K *T"],
         *,
         iteration: int,
-    ) -> Answers:
-        """Every image with items is encoded once; all items are decoded together, as far as memory allows."""
+    ) -> tuple[PseudoLabel, Float[Tensor, "3 P"]]:
+        """What the answers about all objects say together; of each its agreement and steadiness, and 1 if believed.
+
+        Every image with items is encoded once; all items are decoded together, as far as memory allows.
+        """
         config = self.config
         objects = find_objects(prob, hard, heads=self._asked_heads(), config=config)
-        if not len(objects.head):
-            return Answers.none(image)
-        prompts = prompts_for(objects, prob, hard, outputs=self.outputs, config=config)
 
-        def ask() -> Answers:
-            return Answers.joined(list(self._answers(image, prob, objects, prompts, iteration=iteration)))
+        def ask() -> tuple[PseudoLabel, Float[Tensor, "3 P"]]:
+            fusion, told = Fusion(prob, hard, self.outputs), [prob.new_empty((3, 0))]
+            for answers in self._answers(image, prob, hard, objects, iteration=iteration):
+                agreement, steadiness = answers.agreement, answers.steadiness
+                believed = (agreement >= config.min_agreement) & (steadiness >= config.min_stability)
+                fusion.add(answers, believed)
+                told.append(torch.stack([agreement, steadiness, believed.to(agreement)]))
+                del answers  # before the next ones are made
+            return fusion.pseudo_label(), torch.cat(told, 1)
 
         return self.portions.fitted(ask)
 
@@ -171,25 +174,40 @@ class SamLabeler:
         self,
         image: Float[Tensor, "V C *T"],
         prob: Float[Tensor, "V K *T"],
+        hard: Bool[Tensor, "V K *T"],
         objects: Objects,
-        prompts: Prompts,
         *,
         iteration: int,
     ) -> Iterator[Answers]:
-        """Answers about all objects, in their order, a portion at a time."""
-        trust, every = prob.new_tensor(self.trust), torch.arange(len(prompts), device=prob.device)
+        """Answers about all objects, in their order, a portion at a time; none of them is kept here."""
+        if not len(objects.head):
+            return
+        every = torch.arange(len(objects.head), device=prob.device)
         for images in objects.image.unique().split(self.portions.images):
             with self.portions.encoding(len(images)):
                 embedding = self.backend.embed(image[images])
             for items in every[torch.isin(objects.image, images)].split(self.portions.items):
                 part = Objects(*(field[items] for field in objects))
                 with self.portions.decoding(len(items), len(images)):
-                    predicted, steadiness = converse(
-                        self._decoder(embedding, images), select(prompts, items), part, prob,
-                        config=self.config, iteration=iteration, items=items,
-                    )  # fmt: skip
-                    answers = Answers.judged(part, predicted, steadiness, weigh_by=self.config.weigh_by)
-                yield answers._replace(weight=answers.weight * trust[part.head])
+                    answers = self._portion(self._decoder(embedding, images), part, prob, hard, iteration, items)
+                yield answers
+                del answers, part
+
+    def _portion(
+        self,
+        decode: Callable[[Prompts], SamPrediction],
+        part: Objects,
+        prob: Float[Tensor, "V K *T"],
+        hard: Bool[Tensor, "V K *T"],
+        iteration: int,
+        items: Int64[Tensor, " Q"],
+    ) -> Answers:
+        """Answers about some of the objects, those numbered `items`, weighted by the trust in their heads."""
+        config = self.config
+        prompts = prompts_for(part, prob, hard, outputs=self.outputs, config=config)
+        predicted, steadiness = converse(decode, prompts, part, prob, config=config, iteration=iteration, items=items)
+        answers = Answers.judged(part, predicted, steadiness, weigh_by=config.weigh_by)
+        return answers._replace(weight=answers.weight * prob.new_tensor(self.trust)[part.head])
 
     def _decoder(self, embedding: Any, images: Int64[Tensor, " E"]) -> Callable[[Prompts], SamPrediction]:
         """Decodes prompts whose `image` is that of the whole batch; `images` are the encoded ones."""

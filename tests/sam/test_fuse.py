@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from toy_fusion import fuse
 
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.sam.fuse import Answers, fuse
+from nnunet_semisam.sam.fuse import Answers
 from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import SamPrediction
 
@@ -40,8 +41,17 @@ def test_a_piece_without_an_answer_is_not_unlearned():
     prob = teacher(extra=True)
     pseudo = fuse(prob, prob > 0.5, two_pieces(), OutputSpace(2))
     assert pseudo.confidence[0, 0].gt(0).tolist() == [True] * 5 + [False]
-    one = two_pieces().only(torch.tensor([True, False]))  # the answer for the second piece is not believed
-    assert fuse(prob, prob > 0.5, one, OutputSpace(2)).confidence[0, 0].gt(0).tolist() == [True] * 3 + [False] * 3
+    one = fuse(prob, prob > 0.5, two_pieces(), OutputSpace(2), believed=[True, False])  # not that for the second piece
+    assert one.confidence[0, 0].gt(0).tolist() == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_answers_may_come_in_portions(regions):
+    prob, outputs = teacher(extra=True)[:, int(regions) :], OutputSpace(1 if regions else 2, regions)
+    both = two_pieces(head=0 if regions else 1)
+    parts = [Answers(*(field[row : row + 1] for field in both)) for row in (0, 1)]
+    whole, pieces = fuse(prob, prob > 0.5, both, outputs), fuse(prob, prob > 0.5, parts, outputs)
+    assert torch.equal(whole.prob, pieces.prob) and torch.equal(whole.confidence, pieces.confidence)
 
 
 def test_a_class_that_was_not_asked_about_keeps_what_the_teacher_gives_it():
@@ -95,5 +105,6 @@ def test_the_confidence_of_regions_is_the_mean_of_the_weights_by_probability():
 
 def test_without_any_answer_the_teacher_is_handed_on():
     prob = teacher()
-    pseudo = fuse(prob, prob > 0.5, Answers.none(prob), OutputSpace(2))
-    assert pseudo.prob is prob and pseudo.confidence.shape == (1, 1, 6) and not pseudo.confidence.any()
+    for given in ({"answers": []}, {"answers": two_pieces(), "believed": [False, False]}):
+        pseudo = fuse(prob, prob > 0.5, outputs=OutputSpace(2), **given)
+        assert pseudo.prob is prob and pseudo.confidence.shape == (1, 1, 6) and not pseudo.confidence.any()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import pytest
 import torch
+from toy_fusion import fuse
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.sam.fuse import Answers, fuse
+from nnunet_semisam.sam.fuse import Answers
 from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.objects import Objects
 from nnunet_semisam.types import Prompts, SamPrediction
@@ -165,7 +168,7 @@ def test_only_what_is_asked_for_goes_into_the_weight(names, weight):
 def test_confidence_is_the_expectation_of_the_weights():
     hard = torch.tensor([[[0, 0], [1, 0], [0, 1]]]).bool()
     prob = torch.tensor([[[0.0, 0.0], [0.9, 0.2], [0.1, 0.8]]])
-    both = Answers.joined([answers([2.0, -4.0], [True, False], 0.8, 1), answers([-4.0, 3.0], [False, True], 0.4, 2)])
+    both = [answers([2.0, -4.0], [True, False], 0.8, 1), answers([-4.0, 3.0], [False, True], 0.4, 2)]
     pseudo = fuse(prob, hard, both, OutputSpace(3))
     scores = torch.tensor([[[0.0, 0.0], [2.0, -4.0], [-4.0, 3.0]]]).softmax(1)
     assert torch.allclose(pseudo.prob, scores)
@@ -180,7 +183,7 @@ def test_confidence_falls_with_the_teachers_belief_in_a_class_that_was_not_asked
 
 
 def test_several_answers_for_one_head_are_joined_by_their_maximum():
-    two = Answers.joined([answers([5.0, -5.0], [True, False]), answers([-5.0, 4.0], [False, True])])
+    two = [answers([5.0, -5.0], [True, False]), answers([-5.0, 4.0], [False, True])]
     hard = torch.tensor([[[0, 0], [1, 1]]]).bool()
     pseudo = fuse(torch.full((1, 2, 2), 0.5), hard, two, OutputSpace(2))
     assert torch.allclose(pseudo.prob[0, 1], torch.tensor([5.0, 4.0]).sigmoid())
@@ -363,6 +366,24 @@ def test_out_of_memory_asks_for_less_with_the_same_answer(kit, limits):
     small.tried.clear()
     label(scene.image, scene.prob, 0)  # remembered: nothing fails again, nothing is said again
     assert len(lines) == 1 and all(count <= getattr(small, what) for what, count in small.tried)
+
+
+def test_answers_are_not_kept_while_others_are_made(kit, monkeypatch):
+    """Memory grows with classes, not with objects."""
+    label, made = labeler(kit, max_items=1), []
+    ask = label._portion
+
+    def noted(*given):
+        gc.collect()
+        assert all(before() is None for before in made)
+        answers = ask(*given)
+        made.append(weakref.ref(answers.logits))
+        return answers
+
+    monkeypatch.setattr(label, "_portion", noted)
+    scene = kit.scene(2)
+    label(scene.image, scene.prob, 0)
+    assert len(made) == label.stats["items"] > 3
 
 
 def test_what_does_not_fit_alone_is_an_error_with_a_cure(kit):
