@@ -63,7 +63,8 @@ def _check_splits(
 ) -> list[str]:  # fmt: skip
     """The hidden cases of the checked folds."""
     splits_file = planned.folder / "splits_final.json"
-    place = (raw_folder_of(planned.name) or Path(planned.name)) / FOLDER
+    raw = raw_folder_of(planned.name)
+    place = (raw or Path(planned.name)) / FOLDER
     report.problem(*collision_problems(images.usable, known, place))
     splits = {}
     if fold is None and not splits_file.is_file():
@@ -83,7 +84,8 @@ def _check_splits(
             )
     hidden = sorted({case for split in splits.values() for case in split.unlabeled})
     if required and not any(images) and not hidden and (splits or fold is None):
-        report.problem(no_case_message(place, splits_file, fold))
+        unseen = "" if raw else f"nnUNet_raw is not set or holds no {planned.name}; if your images are there, set it. "
+        report.problem(unseen + no_case_message(place, splits_file, fold))
     return hidden
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,8 +57,6 @@ def write_configuration(
     Raises:
         ValueError: unknown configuration, key, method or backend; nothing is written then.
     """
-    import os
-
     from nnunet_semisam.config import section_of
 
     plans = json.loads(plans_file.read_text())
@@ -76,11 +75,17 @@ def write_configuration(
         check_classes(merged, plans, plans_file.with_name("dataset.json"))
     except ValueError as error:
         raise ValueError(f"{error} (configuration {name} of {plans_file})") from error
-    configurations[name] = {**entry, "semisam": merged}
-    temporary = plans_file.with_suffix(".tmp")
+    _write_entry(plans_file, name, {**entry, "semisam": merged})
+    return merged
+
+
+def _write_entry(plans_file: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """One configuration into the file as it is now: since it was read, another command may have written."""
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"][name] = entry
+    temporary = plans_file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(plans, indent=4))
     os.replace(temporary, plans_file)
-    return merged
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -187,13 +192,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for missing in missing_files(written):
         print(f"WARNING: on this machine training would stop: {missing}", file=sys.stderr)
     print(f"check it: nnUNetv2_semisam_check -d {args.d} -c {name} -p {args.p}")
-    print(f"train with: nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}{_device()}")
+    before, device = ("", "") if _has_cuda() else ("nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 ", " -device cpu")
+    print(f"train with: {before}nnUNetv2_train {args.d} {name} FOLD -tr nnUNetTrainerSemiSAM -p {args.p}{device}")
 
 
-def _device() -> str:
+def _has_cuda() -> bool:
     import torch
 
-    return "" if torch.cuda.is_available() else " -device cpu"
+    return torch.cuda.is_available()
 
 
 def trained_folds(plans_file: Path, name: str) -> list[str]:

@@ -104,8 +104,8 @@ def too_few_for_default(splits_file: str | Path, known: Collection[str]) -> list
     example = json.dumps([{"train": cases[:-1], "val": cases[-1:]}])
     cure = f"write it yourself, for instance {example}, or train fold all" if len(cases) > 1 else "train fold all"
     return [
-        f"{splits_file} does not exist, and nnU-Net's own split into {DEFAULT_FOLDS} folds fails with {len(cases)} "
-        f"labeled case(s): {cure}."
+        f"only fold all can be trained: {splits_file} does not exist, and nnU-Net's own split into {DEFAULT_FOLDS} "
+        f"folds fails with {len(cases)} labeled case(s): {cure}."
     ]
 
 

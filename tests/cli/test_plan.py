@@ -3,6 +3,7 @@ import json
 import pytest
 from toy_dataset import NAME, toy  # noqa: F401 (a fixture)
 
+from nnunet_semisam.cli import plan
 from nnunet_semisam.cli.plan import main, set_key, write_configuration
 from nnunet_semisam.config import SemiSAMConfig
 
@@ -33,6 +34,21 @@ def test_second_call_edits_and_replace_forgets(plans_file):
     write_configuration(plans_file, **where, section={"sam": {"planes": 4}})
     assert write_configuration(plans_file, **where, section={"sam": {"axis": 0}}) == {"sam": {"planes": 4, "axis": 0}}
     assert write_configuration(plans_file, **where, section={"seed": 1}, replace=True) == {"seed": 1}
+
+
+def test_what_another_command_writes_in_the_meantime_stays(plans_file, monkeypatch):
+    check = plan.check_section
+
+    def slow(section):
+        monkeypatch.setattr(plan, "check_section", check)
+        write_configuration(plans_file, base="3d_fullres", name="other", section={"seed": 2})
+
+    monkeypatch.setattr(plan, "check_section", slow)
+    write_configuration(plans_file, base="3d_fullres", name="mine", section={"seed": 1})
+    assert {name: entry.get("semisam") for name, entry in configurations(plans_file).items()} == {
+        "3d_fullres": None, "mine": {"seed": 1}, "other": {"seed": 2},
+    }  # fmt: skip
+    assert [file.name for file in plans_file.parent.iterdir()] == [plans_file.name]
 
 
 NEVER_LOOKS = {"backend": "embedded", "backend_args": {"rounds": 0}}

@@ -238,6 +238,12 @@ def test_check_without_any_unlabeled_case(ready, capsys):
     assert "no unlabeled case found for fold 1" in capsys.readouterr().out
 
 
+def test_check_does_not_send_for_images_that_it_cannot_see(ready, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_raw")
+    assert check.main(["-d", "901", "-f", "1"]) == 1
+    assert "nnUNet_raw is not set or holds no Dataset901" in capsys.readouterr().out
+
+
 def test_check_of_an_unknown_data_set_or_an_unpreprocessed_configuration(ready, capsys):
     assert check.main(["-d", "902"]) == 1
     assert "902" in capsys.readouterr().err
@@ -258,6 +264,7 @@ def test_check_warns_where_nnunet_cannot_split(ready, capsys):
     told = capsys.readouterr().out
     assert "3d_fullres: folds 0 to 4 not checked, there is no splits_final.json yet" in told
     assert "no problem found, but 1 warning(s):\n  - WARNING: " in told and "fails with 4 labeled case(s)" in told
+    assert "only fold all can be trained" in told
     cure = '[{"train": ["a", "b", "c"], "val": ["d"]}]'
     assert f"for instance {cure}, or train fold all" in told
     assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "all"]) == 0
