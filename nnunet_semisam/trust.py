@@ -51,8 +51,8 @@ def settle_trust(
     else:
         cases = sorted(trainer.do_split()[0])  # fold all comes as the file system lists it
         trainer.print_to_log_file(
-            f"semisam: testing SAM on labeled training cases ({PATCHES} patches or one per class; a while on a CPU; "
-            "sam.trust = null skips it)"
+            f"semisam: testing SAM on labeled training cases (at most {PATCHES} patches, or one per class; a while on "
+            "a CPU; sam.trust = null skips it)"
         )
         test = partial(probe_classes, labeler, trainer, cases, names)
         rows = on_first_rank(trainer, test, "the test of SAM on the labeled cases")  # not to differ by a rounding error

@@ -93,11 +93,19 @@ class UnlabeledBatch:
 
         Args:
             channels: C of the network's input; None: `data` has two views.
+
+        Raises:
+            ValueError: `data` has neither C nor 2C channels.
         """
-        views = batch["data"].to(device, non_blocking=True)
-        strong, weak = views.tensor_split([views.shape[1] - (channels or views.shape[1] // 2)], dim=1)
-        full = strong.contiguous() if strong.shape[1] else None
-        return cls(weak.contiguous(), full, tuple(batch["keys"]), iteration, previous)
+        views, keys = batch["data"].to(device, non_blocking=True), tuple(batch["keys"])
+        if views.shape[1] == channels:
+            return cls(views, None, keys, iteration, previous)
+        if views.shape[1] != 2 * (channels or views.shape[1] // 2):
+            raise ValueError(
+                f"semisam: unlabeled batches have {views.shape[1]} channels, but the network's input has {channels}"
+            )
+        strong, weak = views.chunk(2, dim=1)
+        return cls(weak.contiguous(), strong.contiguous(), keys, iteration, previous)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_training_on_another_device_ends_with_the_same_weights(quick, name):
 
 
 @pytest.mark.parametrize("settings", [{}, FLAT], ids=["3d", "2d"])
-def test_a_step_waits_for_the_device_a_few_times(quick, monkeypatch, settings):
+def test_a_step_reads_from_the_device_a_few_times(quick, monkeypatch, settings):
     """Once for the components of a class in an image, once for an object's clicks, and 13 times."""
     step, waits, objects = nnUNetTrainerSemiSAM.semi_supervised_step, [], []
 

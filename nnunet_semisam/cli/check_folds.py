@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_semisam.cascade import find_stage
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
-from nnunet_semisam.data.preprocess import raw_folder_of
+from nnunet_semisam.data.preprocess import open_manifest, raw_folder_of
 from nnunet_semisam.data.previous_stage import missing_stage
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import (
@@ -46,6 +47,8 @@ def check_folds(
     known = report.attempt(planned.labeled_cases, manager)
     if not known:
         return
+    if raw_folder_of(planned.name) is None:
+        images = images._replace(usable=report.attempt(_preprocessed, planned, manager, name, report) or [])
     hidden = _check_splits(
         planned, known, images, report, fold=fold, name=name,
         allow_unlabeled_val=config is not None and config.allow_unlabeled_val,
@@ -55,6 +58,14 @@ def check_folds(
         report.attempt(find_hidden, hidden, planned.name, planned.plans_manager, manager, planned.dataset_json)
     if manager.previous_stage_name is not None and nnUNet_results.is_set():
         _check_previous_stage(planned, name, report, fold=fold, trainers=trainers)
+
+
+def _preprocessed(planned: PlannedDataset, manager: ConfigurationManager, name: str, report: Report) -> list[str]:
+    """The unlabeled cases that training takes where it has no raw folder."""
+    manifest = open_manifest(planned.name, planned.plans_manager, manager, FOLDER)
+    cases = list(manifest.finished_cases())
+    report.facts.append(f"{name}: {len(cases)} case(s) of {FOLDER} preprocessed before")
+    return cases
 
 
 def _check_splits(

@@ -75,14 +75,18 @@ def write_configuration(
         check_classes(merged, plans, plans_file.with_name("dataset.json"))
     except ValueError as error:
         raise ValueError(f"{error} (configuration {name} of {plans_file})") from error
-    _write_entry(plans_file, name, {**entry, "semisam": merged})
+    _write_section(plans_file, name, entry, merged)
     return merged
 
 
-def _write_entry(plans_file: Path, name: str, entry: Mapping[str, Any]) -> None:
-    """One configuration into the file as it is now: since it was read, another command may have written."""
+def _write_section(plans_file: Path, name: str, entry: dict[str, Any], section: Mapping[str, Any]) -> None:
+    """One section into the file as it is now: since it was read, another command may have written.
+
+    Args:
+        entry: the configuration, if the file does not have it.
+    """
     plans = json.loads(plans_file.read_text())
-    plans["configurations"][name] = entry
+    plans["configurations"].setdefault(name, entry)["semisam"] = section
     temporary = plans_file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(plans, indent=4))
     os.replace(temporary, plans_file)

@@ -39,15 +39,16 @@ GEOMETRIC = (
 
 def geometry_of(transform: BasicTransform) -> BasicTransform | None:
     """The same transforms without those of the intensities; None where one is of a kind that may change both."""
-    if isinstance(transform, ImageOnlyTransform):
+    kind = type(transform)
+    if isinstance(transform, ImageOnlyTransform) and kind.apply is ImageOnlyTransform.apply:
         return ComposeTransforms([])
-    if isinstance(transform, ComposeTransforms):
+    if kind is ComposeTransforms:
         kept = [geometry_of(child) for child in transform.transforms]
         return None if None in kept else ComposeTransforms(kept)
-    if isinstance(transform, RandomTransform):
+    if kind is RandomTransform:
         inner = geometry_of(transform.transform)
         return None if inner is None else RandomTransform(inner, transform.apply_probability)
-    if isinstance(transform, OneOfTransform):
+    if kind is OneOfTransform:
         kept = [geometry_of(child) for child in transform.list_of_transforms]
         return None if None in kept else OneOfTransform(kept)
     return transform if isinstance(transform, GEOMETRIC) else None
@@ -81,7 +82,9 @@ class WeakViewTransform:
                 "for unlabeled images."
             )
         if more:
-            view[self.masked_channels] *= moved["regression_target"] >= 0.5
+            background = moved["regression_target"][0] < 0.5
+            for channel in self.masked_channels:
+                view[channel][background] = 0
         return {"image": view, "segmentation": moved["segmentation"]}
 
 

@@ -53,7 +53,8 @@ def find_clicks(
     )
     start = [w.start for w in window]
     inner = tuple(slice(low - s, high - s) for low, high, s in zip(*box, start, strict=True))
-    seen = torch.stack([mask[window], prob[head][window], _highest(prob, rivals, window)]).cpu().numpy()
+    highest = _highest(prob, rivals if counts[1] else (), window)
+    seen = torch.stack([mask[window], prob[head][window], highest]).cpu().numpy()
     near, own, rival = seen[0] > 0, seen[1], seen[2]  # one transfer from the device for all three
     inside = _inside(near[inner], own[inner], points_from) if counts[0] else _NOWHERE
     outside = _outside(near, own, rival) if counts[1] else _NOWHERE

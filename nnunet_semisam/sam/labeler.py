@@ -40,8 +40,8 @@ class SamLabeler:
 
     Args:
         outputs: what the heads of the network mean.
-        max_items: how many objects are decoded at once; the answers of all are kept at patch resolution. When memory
-            runs out it is halved, and so is the number of images encoded at once, for the rest of the run.
+        max_items: how many objects are decoded at once. When memory runs out it is halved, and so is the number of
+            images encoded at once, for the rest of the run.
         say: is told about that.
         trust: one factor from 0 to 1 per segmentation head, multiplied into the weight of its answers; heads with 0 are
             not prompted. The background's is not looked at. None: 1 everywhere. May be set anew at any time.

@@ -244,6 +244,15 @@ def test_check_does_not_send_for_images_that_it_cannot_see(ready, monkeypatch, c
     assert "nnUNet_raw is not set or holds no Dataset901" in capsys.readouterr().out
 
 
+def test_check_counts_what_was_preprocessed_where_the_raw_folder_was(ready, monkeypatch, capsys):
+    preprocess.main(["-d", "901", "-c", "3d_fullres"])
+    monkeypatch.delenv("nnUNet_raw")
+    capsys.readouterr()
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "1 case(s) of imagesUn preprocessed before" in told and "0 hidden + 1 from imagesUn" in told
+
+
 def test_check_of_an_unknown_data_set_or_an_unpreprocessed_configuration(ready, capsys):
     assert check.main(["-d", "902"]) == 1
     assert "902" in capsys.readouterr().err

@@ -94,6 +94,28 @@ def test_the_weak_view_alone_is_that_of_two_bit_for_bit(trainer, geometry, maske
         assert torch.equal(single, weak)
 
 
+def leaves(transform) -> list[str]:
+    """Names of the transforms in a pipeline."""
+    if isinstance(transform, RandomTransform):
+        return leaves(transform.transform)
+    children = getattr(transform, "transforms", getattr(transform, "list_of_transforms", None))
+    return [type(transform).__name__] if children is None else [name for child in children for name in leaves(child)]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kept"),
+    [
+        ("default", ["SpatialTransform", "MirrorTransform", "RemoveLabelTransform"]),
+        (
+            "DA5",
+            ["SpatialTransform", "Rot90Transform", "TransposeAxesTransform", "MirrorTransform", "RemoveLabelTransform"],
+        ),
+    ],
+)
+def test_what_is_geometry(trainer, kept):
+    assert sorted(leaves(geometry_of(pipeline(trainer, "3d")))) == sorted(kept)
+
+
 class Twisted(BasicTransform):
     """May do anything."""
 

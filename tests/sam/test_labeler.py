@@ -368,6 +368,29 @@ def test_out_of_memory_asks_for_less_with_the_same_answer(kit, limits):
     assert len(lines) == 1 and all(count <= getattr(small, what) for what, count in small.tried)
 
 
+def test_an_attempt_that_fails_half_way_leaves_nothing_behind(kit):
+    """Three of four objects are fused, then the last one does not fit beside two images."""
+    scene, calls = kit.scene(2), []
+
+    def asked(fails):
+        label = labeler(kit, max_items=3)
+        decode = label.backend.decode
+
+        def unequal(embedding, prompts):
+            calls.append(fails)
+            if calls == [False, False, True, True]:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            answer = decode(embedding, prompts)
+            return SamPrediction(answer.mask_logits, answer.iou_predictions * prompts.head / 2)
+
+        label.backend.decode = unequal
+        return label(scene.image, scene.prob, 0)
+
+    whole, again = asked(False), asked(True)
+    assert calls == [False] * 2 + [True] * 4
+    assert torch.allclose(again.prob, whole.prob) and torch.allclose(again.confidence, whole.confidence)
+
+
 def test_answers_are_not_kept_while_others_are_made(kit, monkeypatch):
     """Memory grows with classes, not with objects."""
     label, made = labeler(kit, max_items=1), []
