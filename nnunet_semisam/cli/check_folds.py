@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_semisam.cascade import find_stage
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
-from nnunet_semisam.data.preprocess import open_manifest, raw_folder_of
+from nnunet_semisam.data.preprocess import open_manifest, preprocessed_elsewhere, raw_folder_of
 from nnunet_semisam.data.previous_stage import missing_stage
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import (
@@ -63,7 +63,7 @@ def check_folds(
 def _preprocessed(planned: PlannedDataset, manager: ConfigurationManager, name: str, report: Report) -> list[str]:
     """The unlabeled cases that training takes where it has no raw folder."""
     manifest = open_manifest(planned.name, planned.plans_manager, manager, FOLDER)
-    cases = list(manifest.finished_cases())
+    cases = list(preprocessed_elsewhere(manifest, planned.name))
     report.facts.append(f"{name}: {len(cases)} case(s) of {FOLDER} preprocessed before")
     return cases
 

@@ -82,15 +82,24 @@ def preprocess_unlabeled(
     manifest = open_manifest(dataset_name, plans_manager, configuration_manager, FOLDER)
     raw_folder = raw_folder_of(dataset_name)
     if not raw_folder:
-        if old := manifest.outdated_cases():
-            raise ValueError(_OUTDATED.format(count=len(old), file=manifest.file, name=dataset_name))
-        return manifest.finished_cases()
+        return preprocessed_elsewhere(manifest, dataset_name)
     cases = _listed(manifest, Path(raw_folder), dataset_json, skipped)
     managers = plans_manager, configuration_manager, dataset_json
     failed = make_missing(
         manifest, cases, managers, num_processes=num_processes, show_progress=show_progress, skipped=skipped
     )
     return {case: manifest.image(case) for case in cases if case not in failed}
+
+
+def preprocessed_elsewhere(manifest: Manifest, dataset_name: str) -> dict[str, Path]:
+    """The unlabeled cases of a machine that does not have the raw folder.
+
+    Raises:
+        ValueError: some were preprocessed with other plans or another nnU-Net.
+    """
+    if old := manifest.outdated_cases():
+        raise ValueError(_OUTDATED.format(count=len(old), file=manifest.file, name=dataset_name))
+    return manifest.finished_cases()
 
 
 def _listed(

@@ -251,6 +251,9 @@ def test_check_counts_what_was_preprocessed_where_the_raw_folder_was(ready, monk
     assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "1"]) == 0
     told = capsys.readouterr().out
     assert "1 case(s) of imagesUn preprocessed before" in told and "0 hidden + 1 from imagesUn" in told
+    ready.edit_plans(normalization_schemes=["CTNormalization"])  # training would stop, too
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "1"]) == 1
+    assert "--forget" in capsys.readouterr().out
 
 
 def test_check_of_an_unknown_data_set_or_an_unpreprocessed_configuration(ready, capsys):
