@@ -10,7 +10,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_semisam.checkpoint import random_state, restore_random_state, stock_trainer_name
+from nnunet_semisam.checkpoint import KEY, random_state, read_checkpoint, restore_random_state, stock_trainer_name
 from nnunet_semisam.data.dataset import labeled_cases
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.previous_stage import (
@@ -48,8 +48,10 @@ def labeled_folder(trainer: nnUNetTrainer) -> str | None:
     return str(stage_of(trainer).labeled_folder) if known else trainer.folder_with_segs_from_previous_stage
 
 
-def prepare_previous_stage(trainer: nnUNetTrainer, *, allow_val: bool) -> None:
-    """Predicts what is missing for the trainer's unlabeled cases.
+def prepare_previous_stage(
+    trainer: nnUNetTrainer, *, allow_val: bool, skipped: list[str] | None = None
+) -> dict[str, Path]:
+    """Predicts what is missing for the trainer's unlabeled cases; returns the files of all, as `predict_unlabeled`.
 
     Raises:
         ValueError: the previous stage is not trained, has not predicted the labeled cases, or may have seen labels of
@@ -66,7 +68,7 @@ def prepare_previous_stage(trainer: nnUNetTrainer, *, allow_val: bool) -> None:
             f"WARNING: semisam: predictions of {stage.configuration} for labeled cases come from fold {folds}, whose "
             f'training saw labels that fold {trainer.fold} hides; list the same cases as "unlabeled" in all folds'
         )
-    predict_unlabeled(stage, allow_val=allow_val, device=trainer.device)
+    return predict_unlabeled(stage, allow_val=allow_val, device=trainer.device, skipped=skipped)
 
 
 def folds_that_saw(splits_file: Path, hidden: Sequence[str], labeled: Sequence[str]) -> list[int]:
@@ -87,11 +89,19 @@ def previous_stage_files(trainer: nnUNetTrainer, cases: dict[str, Path]) -> dict
 
 
 def predict_unlabeled(
-    stage: PreviousStage, *, allow_val: bool, device: torch.device, num_processes: int | None = None
+    stage: PreviousStage,
+    *,
+    allow_val: bool,
+    device: torch.device,
+    num_processes: int | None = None,
+    skipped: list[str] | None = None,
 ) -> dict[str, Path]:
     """Predicts the unlabeled cases of the stage's fold as far as necessary; returns the files of all.
 
     The global random generators are as before: a training draws the same whether it finds predictions or makes them.
+
+    Args:
+        skipped: as for `unlabeled_pool`; cases whose image one of the two stages cannot use are left out.
 
     Raises:
         ValueError: as `unlabeled_pool`, `predict_previous_stage` and `require_blind`.
@@ -101,16 +111,25 @@ def predict_unlabeled(
     splits_file = folder / "splits_final.json"
     require_trained(stage)
     hidden = read_split(splits_file, stage.fold, known=known, allow_unlabeled_val=allow_val).unlabeled
-    require_blind(stage, hidden, splits_file)
+    require_blind(stage, hidden, splits_file, _labels_seen(stage) if hidden else None)
     images, targets = (
         unlabeled_pool(
             stage.plans_manager, manager, stage.dataset_json, stage.fold,
-            allow_unlabeled_val=allow_val, num_processes=num_processes, required=False,
+            allow_unlabeled_val=allow_val, num_processes=num_processes, skipped=skipped, required=False,
         )
         for manager in (stage.manager, stage.cascade_manager)
     )  # fmt: skip
-    state = random_state()
+    images = {case: file for case, file in images.items() if case in targets}
+    before = random_state()
     try:
         return predict_previous_stage(stage, images, targets, device=device)
     finally:
-        restore_random_state(state)
+        restore_random_state(before)
+
+
+def _labels_seen(stage: PreviousStage) -> list[str] | None:
+    """The cases whose labels the stage's model has learned from; None where the checkpoint does not say."""
+    try:
+        return read_checkpoint(str(stage.checkpoint)).get(KEY, {}).get("labels_seen")
+    except ValueError:  # objects of somebody else's trainer; or damaged, which the prediction will say
+        return None

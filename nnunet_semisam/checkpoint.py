@@ -78,6 +78,19 @@ def write_atomically(checkpoint: dict[str, Any], filename: str) -> None:
         raise
 
 
+def reopen(folder: str) -> bool:
+    """Makes the final checkpoint of a training that goes on, for it has become longer, the latest one.
+
+    nnU-Net continues from a final checkpoint before any later one: killed, the run would begin at the old end again.
+    """
+    final = os.path.join(folder, "checkpoint_final.pth")
+    if not os.path.isfile(final):
+        return False
+    with writing(final):
+        os.replace(final, os.path.join(folder, "checkpoint_latest.pth"))
+    return True
+
+
 def stock_trainer_name(trainer: type) -> str:
     """The nearest nnU-Net class with the architecture of `trainer`.
 

@@ -42,6 +42,7 @@ def state_of(trainer: SemiSAM) -> dict[str, Any]:
         "guard": trainer.guard.state_dict(),
         "collapse": trainer.collapse.state_dict(),
         "readiness": trainer.readiness.state_dict(),
+        "labels_seen": sorted(trainer.labels_seen),
         "random_state": random_state(),
     }
 
@@ -54,6 +55,7 @@ def take_up(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> dict[str, Any] |
         return None
     state = checkpoint[KEY]
     trainer.iteration = state["iteration"]
+    trainer.labels_seen = set(state.get("labels_seen", ()))  # older checkpoints do not know
     trainer.curves.load_state_dict(state["curves"])
     for name in ("guard", "collapse", "readiness"):
         if name in state:  # older checkpoints have none
@@ -134,7 +136,7 @@ def _complete(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan_changes(trainer: SemiSAM, init_args: Mapping[str, Any]) -> list[str]:
-    old, now = PlansManager(init_args["plans"]), trainer.plans_manager
+    old, now = PlansManager(init_args["plans"]), PlansManager(trainer.plans_manager.plans)  # as read: BN changes it
     was, is_now = _plain(old, init_args["configuration"]), _plain(now, trainer.configuration_name)
     was |= _of_dataset(init_args["dataset_json"])
     return changes(was, is_now | _of_dataset(trainer.dataset_json))

@@ -47,13 +47,34 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
             skipped=skipped,
             required=not config.labeled_as_unlabeled,
         )
-        if skipped:
-            trainer.print_to_log_file("\n  - ".join(["WARNING: semisam: skipped (skip_bad):", *skipped]))
         if trainer.is_cascaded:
-            cascade.prepare_previous_stage(trainer, allow_val=config.allow_unlabeled_val)
+            ready = cascade.prepare_previous_stage(trainer, allow_val=config.allow_unlabeled_val, skipped=skipped)
+            cases = {case: file for case, file in cases.items() if case in ready}
+        if skipped:
+            lines = dict.fromkeys(skipped)  # a cascade looks at the images of both stages
+            trainer.print_to_log_file("\n  - ".join(["WARNING: semisam: skipped (skip_bad):", *lines]))
         return cases
 
     return on_first_rank(trainer, pool, "preparing the unlabeled cases")
+
+
+def note_labels(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
+    """Adds the fold's labeled cases to those whose labels the weights have learned from.
+
+    Raises:
+        ValueError: a resumed training has learned from the label of a case that is hidden now.
+    """
+    seen = sorted(trainer.labels_seen & set(pool))
+    trainer.labels_seen |= set(trainer.do_split()[0])
+    if not seen:
+        return
+    text = f"these weights have learned from the labels of {', '.join(seen)}, which are unlabeled now"
+    if not trainer.semisam.resume_changed:
+        raise ValueError(
+            f"semisam: {text}. Train anew (without --c), or undo the change in splits_final.json. resume_changed = "
+            "true in the semisam section continues all the same; what comes out has seen these labels"
+        )
+    trainer.print_to_log_file(f"WARNING: semisam: {text}")
 
 
 def labeled_images(trainer: nnUNetTrainer) -> dict[str, Path]:
@@ -120,7 +141,8 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> No
             if pool is None:
                 record.unlink(missing_ok=True)
             else:
-                save_json({case: file.parent.name for case, file in pool.items()}, str(record), sort_keys=False)
+                unseen = {case: file for case, file in pool.items() if case not in trainer.labels_seen}
+                save_json({case: file.parent.name for case, file in unseen.items()}, str(record), sort_keys=False)
 
 
 def _pool_changes(record: Path, pool: Mapping[str, Path]) -> str | None:

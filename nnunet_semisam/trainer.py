@@ -18,6 +18,7 @@ from nnunet_semisam.checkpoint import (
     KEY,
     plain,
     read_checkpoint,
+    reopen,
     restore_random_state,
     seed_everything,
     stock_trainer_name,
@@ -86,6 +87,7 @@ class SemiSAM(SemiSupervisedStep):
         self.collapse = build_collapse_guard(self, self.outputs, on=self.semisam.collapse_guard)
         self.readiness = Readiness(self.outputs, class_names(self.label_manager), self.semisam.min_labeled_dice)
         self.iteration = 0
+        self.labels_seen: set[str] = set()  # cases whose labels these weights have learned from
         self._resumed: dict[str, Any] | None = None
         self._changed: list[str] = []  # since the checkpoint was written
         self._geometry: tuple | None = None
@@ -101,6 +103,8 @@ class SemiSAM(SemiSupervisedStep):
         resume.refuse(self._changed)
         if not self.was_initialized:
             self.initialize()
+        if self.local_rank == 0 and 0 < self.current_epoch < self.num_epochs and reopen(self.output_folder):
+            self.print_to_log_file("semisam: a finished training goes on; its final checkpoint is checkpoint_latest")
         resumed, self._resumed = self._resumed, None
         if self.semisam.active_terms():
             self.sam_assisted = self.build_sam()
@@ -125,6 +129,7 @@ class SemiSAM(SemiSupervisedStep):
     def get_dataloaders(self):
         asks = bool(self.semisam.active_terms())
         pool = stream.prepare_pool(self, self.semisam) if asks else {}
+        stream.note_labels(self, pool)
         stream.write_configuration(self, pool if asks else None)
         loaders = super().get_dataloaders()
         if asks:

@@ -8,6 +8,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -181,11 +182,38 @@ def test_a_missing_stage_or_prediction_is_named_with_its_cure(toy, tmp_path):  #
         trained()
 
 
-def test_a_model_that_may_have_seen_a_hidden_label_is_refused(toy, tmp_path):  # noqa: F811
+def hide(splits, *names):
+    """The fold with these cases unlabeled, the others of the toy's labeled."""
+    others = [name for name in UNLABELED if name not in names]
+    splits.write_text(json.dumps([{"train": [*LABELED, *others], "val": ["v0"], "unlabeled": names}]))
+
+
+def test_a_model_that_has_seen_a_hidden_label_is_refused(toy, tmp_path):  # noqa: F811
+    """Whatever lies beside its checkpoint: a new training writes its list of unlabeled cases before its weights."""
+    write_lowres(tmp_path / "nnUNet_preprocessed")
+    splits = tmp_path / CASES / "splits_final.json"
+    hide(splits, "u0", "u2")
+    folder = train_lowres()
+    hide(splits, *UNLABELED)
+    build_stage(nnUNetTrainerSemiSAM, LOWRES, cascade_plans()).on_train_start()  # begun anew, killed
+    assert "u1" in (folder / "fold_0" / "semisam_unlabeled.json").read_text()
+    with pytest.raises(ValueError, match="'u1' is hidden .* but not when"):
+        trained()
+
+
+def without_record(checkpoint):
+    """As older versions wrote it."""
+    content = torch.load(checkpoint, weights_only=False)
+    del content["semisam"]["labels_seen"]
+    torch.save(content, checkpoint)
+
+
+def test_a_model_of_which_nobody_knows_what_it_has_seen_is_refused(toy, tmp_path):  # noqa: F811
     write_lowres(tmp_path / "nnUNet_preprocessed")
     splits = tmp_path / CASES / "splits_final.json"
     folder = train_lowres()
-    record = folder / "fold_0" / "semisam_unlabeled.json"
+    record, checkpoint = (folder / "fold_0" / name for name in ("semisam_unlabeled.json", "checkpoint_final.pth"))
+    without_record(checkpoint)
     record.write_text('{"u0": "x", "u2": "x"}')
     with pytest.raises(ValueError, match="'u1' is hidden .* but not when"):
         trained()
@@ -193,7 +221,6 @@ def test_a_model_that_may_have_seen_a_hidden_label_is_refused(toy, tmp_path):  #
     with pytest.raises(ValueError, match="'u0', 'u1', 'u2' are hidden .* but not when"):
         trained()
     record.unlink()
-    checkpoint = folder / "fold_0" / "checkpoint_final.pth"
     later = checkpoint.stat().st_mtime + 10
     os.utime(splits, (later, later))
     with pytest.raises(ValueError, match="is newer than"):
@@ -240,15 +267,36 @@ def test_check_warns_where_the_previous_stage_is_not_trained(toy, tmp_path):  # 
     assert "-tr nnUNetTrainerSemiSAM_5epochs" in told(CASCADE, 0, "nnUNetTrainerSemiSAM_5epochs")[0]
 
 
+def write_image(tmp_path, content):
+    raw = tmp_path / "nnUNet_raw" / NAME / "imagesUn"
+    raw.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(content), str(raw / f"x{len(list(raw.iterdir()))}_0000.nii.gz"))
+
+
+def test_bad_images_are_skipped_in_both_stages(lowres, predicted, tmp_path, capsys, monkeypatch):
+    from nnunet_semisam.cli.preprocess import main
+
+    monkeypatch.setattr("nnunet_semisam.data.preprocess.default_num_processes", 1)
+    for content in (np.zeros((20, 22, 18), np.float32), case(7)[0][0]):
+        write_image(tmp_path, content)
+    with pytest.raises(ValueError, match="x0_0000.nii.gz: all its values"):
+        trained()
+    trainer = trained(cascade_plans(skip_bad=True))
+    assert trainer.iteration == 3 and len(predicted) == len(UNLABELED) + 1
+    assert (stage_of(trainer).folder / "x1.b2nd").is_file() and not (stage_of(trainer).folder / "x0.b2nd").exists()
+    assert Path(trainer.log_file).read_text().count("x0_0000.nii.gz") == 1  # told once, not once for each stage
+    write_plans(tmp_path / CASES)
+    arguments = ["-d", "998", "-c", CASCADE, "-f", "0", "-device", "cpu", "-np", "1"]
+    assert main(arguments) == 1
+    assert main([*arguments, "--skip-bad"]) == 0
+    assert "4 prediction(s)" in capsys.readouterr().out
+
+
 def test_the_command_predicts_for_the_folds_asked_for(lowres, predicted, tmp_path, capsys):
     from nnunet_semisam.cli.preprocess import main
 
     write_plans(tmp_path / CASES)
-    raw = tmp_path / "nnUNet_raw" / NAME / "imagesUn"
-    raw.mkdir(parents=True)
-    import SimpleITK as sitk
-
-    sitk.WriteImage(sitk.GetImageFromArray(case(7)[0][0]), str(raw / "x_0000.nii.gz"))
+    write_image(tmp_path, case(7)[0][0])
     arguments = ["-d", "998", "-c", CASCADE, "-f", "0", "-device", "cpu", "-np", "1"]
     assert main(arguments) == 0
     assert f"{lowres / FOLDER / 'nnUNetPlans_toy' / 'fold_0'}: 4 prediction(s)" in capsys.readouterr().out

@@ -6,11 +6,12 @@ import os
 import pytest
 import torch
 import toy_trainer
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 from test_train_step import toy, trained  # noqa: F401 (a fixture)
-from toy_trainer import build, short
+from toy_trainer import NAME, build, short
 
 from nnunet_semisam.checkpoint import KEY
-from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
+from nnunet_semisam.trainer import SemiSAM, nnUNetTrainerSemiSAM
 
 
 @pytest.fixture
@@ -55,6 +56,51 @@ def test_other_unlabeled_cases_than_before_are_told(file, monkeypatch):
     resumed(file, monkeypatch)[0].on_train_start()
     with open(record) as text:
         assert json.load(text) == before
+
+
+def test_a_case_whose_label_was_learned_from_is_not_unlabeled_afterwards(file, monkeypatch, tmp_path):
+    splits = tmp_path / "nnUNet_preprocessed" / NAME / "splits_final.json"
+    (split,) = json.loads(splits.read_text())
+    split = {"train": ["l0"], "unlabeled": [*split["unlabeled"], "l1"], "val": split["val"]}
+    splits.write_text(json.dumps([split]))
+    built, _ = resumed(file, monkeypatch)
+    with pytest.raises(ValueError, match="have learned from the labels of l1.*splits_final.json"):
+        built.on_train_start()
+    built, told = resumed(file, monkeypatch, resume_changed=True)
+    monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
+    built.on_train_start()
+    assert any("learned from the labels of l1" in line for line in told)
+    with open(f"{os.path.dirname(file)}/semisam_unlabeled.json") as text:
+        assert sorted(json.load(text)) == split["unlabeled"][:-1]  # whose labels the weights have not seen
+    built.run_training()
+    assert torch.load(file, weights_only=False)[KEY]["labels_seen"] == ["l0", "l1"]
+
+
+def test_a_finished_training_that_became_longer_goes_on_where_it_was_killed(file, monkeypatch):
+    """nnU-Net prefers a final checkpoint to a later one."""
+    built, _ = resumed(file, monkeypatch, num_epochs=4)
+    built.on_train_start()
+    assert not os.path.exists(file) and os.path.isfile(latest := file.replace("final", "latest"))
+    assert torch.load(latest, weights_only=False)["current_epoch"] == 1
+    built, _ = resumed(latest, monkeypatch, num_epochs=1)
+    built.on_train_start()
+    built.on_train_end()
+    assert os.path.isfile(file) and not os.path.exists(latest)
+    resumed(file, monkeypatch, num_epochs=1)[0].on_train_start()
+    assert os.path.isfile(file)  # nothing is left to do
+
+
+def test_a_trainer_that_changes_its_network_is_no_other_network(toy, monkeypatch):  # noqa: F811
+    """nnU-Net's batch norm trainer writes into the plans that it holds, when it builds the network."""
+
+    class BatchNorm(SemiSAM, nnUNetTrainerBN):
+        pass
+
+    built = build(BatchNorm, short())
+    built.run_training()
+    file = f"{built.output_folder}/checkpoint_final.pth"
+    built.load_checkpoint(file)  # as --val --val_best
+    build(BatchNorm, short(), continue_training=True).load_checkpoint(file)
 
 
 @pytest.mark.parametrize("section", [{"num_epochs": 2}, {"seed": 8}, {"max_bad_steps": 5}, {"skip_bad": True}], ids=str)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts = preprocess_dataset(
             args.d, configurations=args.c, plans_name=args.p, num_processes=args.np, skipped=skipped
         )
-        predicted = _predict(args) if args.f else {}
+        predicted = _predict(args, skipped) if args.f else {}
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _predict(args: argparse.Namespace) -> dict[str, int]:
+def _predict(args: argparse.Namespace, skipped: list[str] | None) -> dict[str, int]:
     """Predicts unlabeled cases for the cascades in `-c`; number of cases by folder."""
     import torch
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -57,7 +57,7 @@ def _predict(args: argparse.Namespace) -> dict[str, int]:
         allow = bool(chosen[name].configuration.get("semisam", {}).get("allow_unlabeled_val", False))
         for fold in args.f:
             stage = find_stage(trainer, planned.plans_manager, planned.dataset_json, name, fold)
-            made = predict_unlabeled(stage, allow_val=allow, device=device, num_processes=args.np)
+            made = predict_unlabeled(stage, allow_val=allow, device=device, num_processes=args.np, skipped=skipped)
             counts[str(stage.folder)] = len(made)
     return counts
 

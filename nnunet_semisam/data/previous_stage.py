@@ -166,26 +166,31 @@ def require_labeled(stage: PreviousStage, cases: Sequence[str]) -> None:
         )
 
 
-def require_blind(stage: PreviousStage, hidden: Sequence[str], splits_file: Path) -> None:
+def require_blind(
+    stage: PreviousStage, hidden: Sequence[str], splits_file: Path, labels_seen: Sequence[str] | None
+) -> None:
     """Refuses a model that may have seen labels of hidden cases.
 
-    Our trainers write down which cases were unlabeled. Of a model of nnU-Net's trainer is known only that it was
-    trained on the `train` list of its time; so the splits file must be older.
+    Our trainers keep in the checkpoint which labels it has learned from, and older ones wrote down which cases were
+    unlabeled. Of a model of nnU-Net's trainer is known only that it was trained on the `train` list of its time; so
+    the splits file must be older.
+
+    Args:
+        labels_seen: what the checkpoint says; None: nothing.
 
     Raises:
         ValueError: the model has seen such a label, or nobody can tell.
     """
-    if not hidden:
-        return
     record = stage.checkpoint.with_name("semisam_unlabeled.json")
-    unlabeled = json.loads(record.read_text()) if record.is_file() else None
+    if labels_seen is None and record.is_file():
+        labels_seen = sorted(set(hidden) - set(json.loads(record.read_text())))
     cure = f"Train {stage.configuration}, fold {stage.fold}, again"
-    if unlabeled is not None and (seen := sorted(set(hidden) - set(unlabeled))):
+    if seen := sorted(set(hidden) & set(labels_seen or ())):
         raise ValueError(
-            f'{names(seen)} hidden ("unlabeled" in {splits_file}), but not when {stage.checkpoint} was trained '
-            f"({record}): its predictions may tell of their labels. {cure}."
+            f'{names(seen)} hidden ("unlabeled" in {splits_file}), but not when {stage.checkpoint} was trained: its '
+            f"predictions may tell of their labels. {cure}."
         )
-    if unlabeled is None and splits_file.stat().st_mtime > stage.checkpoint.stat().st_mtime:
+    if hidden and labels_seen is None and splits_file.stat().st_mtime > stage.checkpoint.stat().st_mtime:
         raise ValueError(
             f"{splits_file} is newer than {stage.checkpoint}, so that this model may have been trained on labels which "
             f"are hidden now. {cure}; or, if its fold has not changed since: touch {stage.checkpoint}"
