@@ -16,10 +16,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semisam.config import SamConfig
-from nnunet_semisam.data.labeled import LabeledCases, head_names, mostly_labeled
+from nnunet_semisam.data.labeled import LabeledCases, head_names
 from nnunet_semisam.ops.outputs import OutputSpace
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.sam.patches import mostly_labeled
 from nnunet_semisam.sam.probe import Prober, corrupted_prob, patches_by_head
 from nnunet_semisam.sam.verdict import Row, markdown, sentence, summarize
 

@@ -20,10 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nnunet_semisam.checkpoint import write_atomically
-from nnunet_semisam.data.labeled import LabeledCases, NotFinite, mostly_labeled
+from nnunet_semisam.data.labeled import LabeledCases, NotFinite
 from nnunet_semisam.data.splits import read_split
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.base import SamBackend
+from nnunet_semisam.sam.patches import mostly_labeled
 from nnunet_semisam.sam.tuning import REPORTED, Report, Tunable, TuningTask, tune_and_report
 from nnunet_semisam.types import LabeledCase
 
@@ -52,7 +53,7 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
         trainer.print_to_log_file(f"semisam: sam.backend {sam.backend!r} cannot be tuned; it is used as it is")
         return
     heads, patch_size = trainer.outputs.foreground_heads, tuple(trainer.configuration_manager.patch_size)
-    planar = len(patch_size) == 2  # a plane is whole, whatever is labeled on others
+    planar = len(patch_size) == 2  # a plane may be whole, whatever is labeled on others: the task looks at each
     cases = labeled_cases(trainer)
     if trainer.label_manager.has_ignore_label and not planar:
         cases = cases.only(lambda case: all(mostly_labeled(case, head) for head in heads))

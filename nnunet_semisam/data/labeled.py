@@ -16,8 +16,6 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_semisam.types import LabeledCase
 
-MOSTLY = 0.5  # share of an object's box that has to be labeled, where there is an ignore label
-
 
 class NotFinite(ValueError):
     """An image with NaN or infinity in it."""
@@ -94,17 +92,3 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
         truth[0] |= label < 0  # nnU-Net marks what it cropped away as -1; its losses count that as background
     tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image, truth, valid))
     return LabeledCase(name, *tensors)
-
-
-def mostly_labeled(patch: LabeledCase, head: int) -> bool:
-    """Whether at least half of the box around the head's truth is labeled, or there is none of it.
-
-    Of an object with labels in a few planes only (ignore label), a mask prompt would be these planes: no teacher
-    predicts such a thing, so nothing would be learned about the generalist.
-    """
-    places = patch.truth[head].nonzero()
-    if not len(places):
-        return True
-    low, high = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return patch.valid[box].float().mean().item() >= MOSTLY

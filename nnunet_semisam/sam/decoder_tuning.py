@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.sam.embedded.noise import whole
+from nnunet_semisam.sam.patches import mostly_labeled
 from nnunet_semisam.sam.repair import NOTHING, mask_loss, moved, spoiled_prompts, view_of
 from nnunet_semisam.types import LabeledCase, Prompts, SamPrediction
 
@@ -57,7 +58,8 @@ class DecoderTask:
                 found = (
                     view_of(case, head, patch_size, ndims=backend.ndims, config=config, seed=n) for n in range(VIEWS)
                 )
-                views = (replace(v, truth=v.truth[head : head + 1].clone()) for v in found if v is not None)
+                whole_ones = (v for v in found if v is not None and mostly_labeled(v, head))
+                views = (replace(v, truth=v.truth[head : head + 1].clone()) for v in whole_ones)
                 self.views += [view for view in views if view.truth.sum() >= config.min_voxels]
         if not self.views:
             raise ValueError(NOTHING)

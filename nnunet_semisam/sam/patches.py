@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nnunet_semisam.types import LabeledCase
 
+MOSTLY = 0.5  # share of an object's box that has to be labeled, where there is an ignore label
+
 
 def patch_around(case: LabeledCase, head: int, patch_size: Sequence[int], rng: torch.Generator) -> LabeledCase | None:
     """A patch of `patch_size` that contains a random voxel of the head's truth; None where the case has none.
@@ -28,6 +30,20 @@ def patch_around(case: LabeledCase, head: int, patch_size: Sequence[int], rng: t
     parts = (_cut(part, starts, patch_size) for part in (image, truth, valid[None]))
     image, truth, valid = parts
     return LabeledCase(case.name, image, truth, valid[0])
+
+
+def mostly_labeled(patch: LabeledCase, head: int) -> bool:
+    """Whether at least half of the box around the head's truth is labeled, or there is none of it.
+
+    Of an object with labels in a few planes only (ignore label), a mask prompt would be these planes: no teacher
+    predicts such a thing, so nothing would be learned about the generalist.
+    """
+    places = patch.truth[head].nonzero()
+    if not len(places):
+        return True
+    low, high = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return patch.valid[box].float().mean().item() >= MOSTLY
 
 
 def _start(centre: int, side: int, size: int) -> int:

@@ -20,7 +20,10 @@ from nnunet_semisam.sam.prompts import prompts_from_prob
 from nnunet_semisam.types import LabeledCase, Prompts
 
 PROMPT_DICE = (0.5, 0.97)  # how good the spoiled masks are
-NOTHING = "semisam: sam.tune: no labeled case has an object of at least sam.min_voxels voxels to tune on; set it to 0"
+NOTHING = (
+    "semisam: sam.tune: no labeled case has an object of at least sam.min_voxels voxels, labeled as a whole, to tune "
+    "on; set it to 0"
+)
 
 
 def mask_loss(

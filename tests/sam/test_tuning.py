@@ -102,6 +102,23 @@ def test_ignored_voxels_of_a_case_are_marked_in_the_frames(small, ndim):
     assert any((e.channels[1] > e.valid).any() for e in drawn)  # the network is not told
 
 
+def scribbled(whole):
+    """A case of which a few voxels in a hundred are labeled, with the ignore label elsewhere."""
+    valid = torch.rand(whole.valid.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+    return LabeledCase("scribbled", whole.image, whole.truth & valid, valid)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_scribbles_are_no_masks_to_learn_from(small, kit, ndim):
+    whole = case(ndim)
+    _, with_both = embedded_task(ndim, [whole, scribbled(whole)])
+    _, alone = embedded_task(ndim, [whole])
+    assert len(with_both.scenes) == len(alone.scenes) > 0
+    for backend in (EmbeddedSam(), SegmentAnything.from_network(kit.sam(), torch.device("cpu"), input_size=96)):
+        with pytest.raises(ValueError, match="labeled as a whole"):
+            backend.tuning_task([scribbled(whole)], heads=(1, 2), patch_size=PATCH[ndim], config=CONFIG)
+
+
 # --- the embedded generalist ---
 
 

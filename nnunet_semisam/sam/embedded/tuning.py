@@ -24,7 +24,7 @@ from nnunet_semisam.sam.embedded.network import VALID
 from nnunet_semisam.sam.embedded.noise import blur, chance, log_uniform, mask_box, smooth_noise, uniform, whole
 from nnunet_semisam.sam.embedded.sampling import draw_example
 from nnunet_semisam.sam.embedded.shapes import LabelMap, random_label_map
-from nnunet_semisam.sam.patches import patch_around
+from nnunet_semisam.sam.patches import mostly_labeled, patch_around
 from nnunet_semisam.sam.repair import NOTHING, mask_loss, spoiled_prompts
 from nnunet_semisam.types import LabeledCase
 
@@ -126,14 +126,18 @@ def _knows_bfloat16(device: torch.device) -> bool:
 def scenes_of(
     cases: Iterable[LabeledCase], heads: Sequence[int], patch_size: Sequence[int], *, min_voxels: int
 ) -> list[Scene]:
-    """Scenes around the objects of single-channel cases: in whole cases, and in patches that may cut them."""
+    """Scenes around the objects of single-channel cases: in whole cases, and in patches that may cut them.
+
+    None around objects that are not `mostly_labeled`: a scribble is not the mask that a prompt asks for.
+    """
     ndim, scenes = len(patch_size), []
     for number, case in enumerate(cases):
         for head in heads:
             rng = torch.Generator().manual_seed(1000 * number + head)
             views = [patch_around(case, head, patch_size, rng) for _ in range(PATCHES[ndim])]
             views += [case] * (case.valid.ndim == ndim)
-            scenes += [_scene(v, head) for v in views if v is not None and v.truth[head].sum() >= min_voxels]
+            shown = [v for v in views if v is not None and v.truth[head].sum() >= min_voxels]
+            scenes += [_scene(v, head) for v in shown if mostly_labeled(v, head)]
     return scenes
 
 
