@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import tempfile
 import time
@@ -135,8 +136,8 @@ def make_missing(
         partial_folder(manifest.folder) as partial,
         tqdm(total=len(jobs), desc=title, disable=not show_progress) as bar,
     ):
-        work = Work(partial, manifest.folder, *managers)
-        failures = _collect(_outcomes(work, jobs, num_processes), manifest, cases, bar)
+        work = Work(partial, manifest.folder, manifest.settings, manifest.source, *managers)
+        failures = _collect(_outcomes(work, shuffled(jobs), num_processes), manifest, cases, bar)
     if failures and skipped is None:
         raise ValueError(
             f"{len(failures)} of {len(cases)} unlabeled cases could not be preprocessed; correct or remove these files "
@@ -146,6 +147,11 @@ def make_missing(
     if skipped is not None:
         skipped += failures.values()
     return set(failures)
+
+
+def shuffled(jobs: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    """In any order: folds that start together share the work so, for each leaves out what others have done."""
+    return random.Random().sample(jobs, len(jobs))
 
 
 def unlabeled_folder(dataset_name: str, configuration_manager: ConfigurationManager) -> Path:
@@ -169,6 +175,8 @@ class Work:
 
     partial: Path
     folder: Path
+    settings: str
+    source: str
     plans_manager: PlansManager
     configuration_manager: ConfigurationManager
     dataset_json: dict
@@ -180,7 +188,8 @@ class Work:
     def __call__(self, case: str, files: list[str]) -> tuple[str, str | None]:
         try:
             with writing(self.folder):
-                self._preprocess(case, files)
+                if not self._done_by_others(case, files):
+                    self._preprocess(case, files)
         except DiskTrouble:
             raise  # no fault of the case
         except BadImage as error:
@@ -190,6 +199,12 @@ class Work:
             problems = open_problems({case: files}, reader, self.dataset_json, volumes=has_volumes(self.plans_manager))
             return case, "\n".join(problems) or f"{files[0]}: {type(error).__name__}: {error}"
         return case, None
+
+    def _done_by_others(self, case: str, files: list[str]) -> bool:
+        """Has another process made it since the jobs were listed? The record of a large pool is read only if so."""
+        if not (self.folder / f"{case}.b2nd").is_file():
+            return False
+        return Manifest.load(self.folder, self.settings, self.source).is_done(case, files)
 
     def _label_problems(self, files: list[str]) -> list[str]:
         image, _ = self.plans_manager.image_reader_writer_class().read_images(files)

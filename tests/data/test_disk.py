@@ -63,6 +63,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_done_stays(toy, monkeypatch, s
     for seed, case in enumerate("xyz"):
         toy.image(case, seed=seed)
     with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "shuffled", list)
         fails_for(patch, preprocess.os, "replace", "/y")
         with pytest.raises(DiskTrouble, match="nnUNetPlans_3d_fullres_unlabeled.*free some space"):
             run(toy, skipped=skipped)

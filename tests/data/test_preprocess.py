@@ -33,6 +33,7 @@ def run(toy, configuration="3d_fullres", num_processes=1):
 def made(monkeypatch):
     """Names of the cases that are really preprocessed."""
     cases = []
+    monkeypatch.setattr(preprocess, "shuffled", list)
     call = preprocess.Work.__call__
     monkeypatch.setattr(
         preprocess.Work, "__call__", lambda work, case, files: cases.append(case) or call(work, case, files)
@@ -241,6 +242,26 @@ def test_two_processes_at_once_keep_each_others_records(toy):
     other.add("y", files["y"])
     one.save()
     assert set(Manifest.load(folder, "settings").cases) == {"x", "y"}
+
+
+def test_folds_that_start_together_share_the_work(toy, monkeypatch):
+    """The first one makes a case, and meanwhile a second one comes and makes all the others."""
+    for seed, case in enumerate("vwxyz"):
+        toy.image(case, seed=seed)
+    made, original = [], preprocess.Work._preprocess
+
+    def slow(work, case, files):
+        made.append(case)
+        if len(made) == 1:
+            assert list(run(toy)) == list("vwxyz")
+        original(work, case, files)
+
+    monkeypatch.setattr(preprocess.Work, "_preprocess", slow)
+    assert list(run(toy)) == list("vwxyz")
+    assert sorted(made[1:]) == list("vwxyz")  # the second one did not know of the case in the making
+    jobs = [(case, [case]) for case in "vwxyz"]
+    orders = [preprocess.shuffled(jobs) for _ in range(20)]
+    assert len({str(order) for order in orders}) > 5 and all(sorted(order) == jobs for order in orders)
 
 
 def test_a_dead_worker_is_an_error_with_a_cure(toy, monkeypatch):
