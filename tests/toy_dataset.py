@@ -110,7 +110,9 @@ class ToyDataset:
         sitk.WriteImage(image, str(file))
         return file
 
-    def preprocessed_case(self, case: str, identifier: str = "nnUNetPlans_3d_fullres", *, seed: int = 0) -> Path:
+    def preprocessed_case(
+        self, case: str, identifier: str = "nnUNetPlans_3d_fullres", *, seed: int = 0, labels: int = 2
+    ) -> Path:
         """Writes a preprocessed case of imagesTr with label and class locations; returns the image file."""
         from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
@@ -120,7 +122,7 @@ class ToyDataset:
             (folder / f"{case}{ending}").unlink(missing_ok=True)
         rng = np.random.default_rng(seed)
         image = rng.normal(size=(self.channels, *SHAPE)).astype(np.float32)
-        label = rng.integers(0, 2, size=(1, *SHAPE)).astype(np.int16)
+        label = rng.integers(0, labels, size=(1, *SHAPE)).astype(np.int16)
         properties = {"class_locations": {1: np.argwhere(label == 1)}, "spacing": [1.0, 1.0, 1.0]}
         sizes = {"chunks": image.shape, "blocks": image.shape, "chunks_seg": label.shape, "blocks_seg": label.shape}
         nnUNetDatasetBlosc2.save_case(image, label, properties, str(folder / case), **sizes)

@@ -62,7 +62,9 @@ def check_setup(
     fold: int | str | None = None,
     trainer: str | None = None,
 ) -> Report:
-    """Opens every image of `imagesUn`, checks splits and `semisam` sections, builds the SAMs; changes nothing.
+    """Opens every image of `imagesUn` and every label that is not hidden, checks splits and `semisam` sections.
+
+    Builds the SAMs as well; changes nothing.
 
     Args:
         configurations: None = the usual ones and those with a `semisam` section, as far as they are preprocessed.
@@ -75,6 +77,8 @@ def check_setup(
     """
     from nnunet_semisam.cli.check_folds import check_folds
     from nnunet_semisam.cli.check_images import check_images
+    from nnunet_semisam.cli.check_labels import check_labels
+    from nnunet_semisam.cli.lookup import require_torchvision
     from nnunet_semisam.data.dataset import PlannedDataset, switched_on
     from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
@@ -83,6 +87,7 @@ def check_setup(
     configure = partial(trainers[0].preset.with_section, uses_sam=trainers[0].uses_sam)
     chosen = planned.configurations(configurations or _usual(planned))
     report = Report([f"data set: {planned.name}, plans: {planned.plans_file}"])
+    report.attempt(require_torchvision)
     skips = trainers[0].preset.skip_bad or switched_on(planned, list(chosen), "skip_bad")
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
@@ -94,6 +99,8 @@ def check_setup(
             report.facts.append(f"{name}: not preprocessed, splits not checked")
         else:
             check_folds(planned, name, images, report, config=config, fold=fold, trainers=trainers)
+    if made := [manager for manager in chosen.values() if (planned.folder / manager.data_identifier).is_dir()]:
+        check_labels(planned, made[0], report)
     return report
 
 
@@ -176,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_semisam_check",
-        description="Checks the unlabeled images, the splits, the semisam sections of the plans and the SAM "
-        "checkpoints of a data set, and lists all problems. Nothing is changed.",
+        description="Checks the unlabeled images, the values of the labels, the splits, the semisam sections of the "
+        "plans and the SAM checkpoints of a data set, and lists all problems. Nothing is changed.",
     )
     parser.add_argument("-d", required=True, metavar="ID", help="number or name of the data set")
     parser.add_argument(

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_semisam.cascade import find_stage
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
-from nnunet_semisam.data.preprocess import open_manifest, preprocessed_elsewhere, raw_folder_of
+from nnunet_semisam.data.preprocess import open_manifest, preprocessed_elsewhere, raw_folder_of, refuse_vanished
 from nnunet_semisam.data.previous_stage import missing_stage
 from nnunet_semisam.data.raw_pool import FOLDER
 from nnunet_semisam.data.splits import (
@@ -47,17 +47,27 @@ def check_folds(
     known = report.attempt(planned.labeled_cases, manager)
     if not known:
         return
+    vanished = not any(images) and _have_vanished(planned, manager, report)
     if raw_folder_of(planned.name) is None:
         images = images._replace(usable=report.attempt(_preprocessed, planned, manager, name, report) or [])
     hidden = _check_splits(
         planned, known, images, report, fold=fold, name=name,
         allow_unlabeled_val=config is not None and config.allow_unlabeled_val,
-        required=config is None or not config.labeled_as_unlabeled,
+        required=not vanished and (config is None or not config.labeled_as_unlabeled),
     )  # fmt: skip
     if label_shapes_image(manager):
         report.attempt(find_hidden, hidden, planned.name, planned.plans_manager, manager, planned.dataset_json)
     if manager.previous_stage_name is not None and nnUNet_results.is_set():
         _check_previous_stage(planned, name, report, fold=fold, trainers=trainers)
+
+
+def _have_vanished(planned: PlannedDataset, manager: ConfigurationManager, report: Report) -> bool:
+    """Is a raw folder there, but without the images of `imagesUn` that were preprocessed before?"""
+    manifest = open_manifest(planned.name, planned.plans_manager, manager, FOLDER)
+    if (raw_folder := raw_folder_of(planned.name)) is None or not manifest.present_cases():
+        return False
+    report.attempt(refuse_vanished, manifest, raw_folder)
+    return True
 
 
 def _preprocessed(planned: PlannedDataset, manager: ConfigurationManager, name: str, report: Report) -> list[str]:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"folder: {folder.resolve()}", flush=True)
     try:
         run_demo(folder.resolve(), settings, device=args.device)
-    except CommandFailed as error:
+    except (CommandFailed, ImportError) as error:
         raise SystemExit(f"nnUNetv2_semisam_demo: {error}") from error
 
 

@@ -55,6 +55,12 @@ class LabeledCases(Sequence[LabeledCase]):
         image, label, *_ = self._dataset.load_case(self.names[index])
         return _labeled_case(self.names[index], image, label, self.label_manager)
 
+    def label_problems(self) -> list[str]:
+        """A sentence for each case whose label holds values that `dataset.json` does not name; opens no image."""
+        labels = ((name, np.asarray(self._dataset.load_case(name)[1][:])[0]) for name in self.names)
+        found = ((name, unknown_values(label, self.label_manager)) for name, label in labels)
+        return [_strange(name, values, self.label_manager) for name, values in found if values]
+
     def only(self, wanted: Callable[[LabeledCase], bool]) -> LabeledCases:
         """Those that a look at them says are wanted."""
         names = [name for name, case in zip(self.names, self, strict=True) if wanted(case)]
@@ -83,6 +89,8 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
             f"the preprocessed image of the labeled case {name} holds values that are not finite, which training would "
             "not survive; correct the image in imagesTr and preprocess again"
         )
+    if strange := unknown_values(label, label_manager):
+        raise ValueError(_strange(name, strange, label_manager))
     heads: Sequence = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
     truth = np.stack([np.isin(label, head) for head in heads])
     valid = np.ones(label.shape, dtype=bool)
@@ -92,3 +100,21 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
         truth[0] |= label < 0  # nnU-Net marks what it cropped away as -1; its losses count that as background
     tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image, truth, valid))
     return LabeledCase(name, *tensors)
+
+
+def unknown_values(label: np.ndarray, label_manager: LabelManager) -> list[int]:
+    """Values of a preprocessed label that `dataset.json` does not name; -1 is nnU-Net's own, for what it cropped."""
+    return sorted({int(value) for value in np.unique(label)} - {-1, *_known(label_manager)})
+
+
+def _known(label_manager: LabelManager) -> list[int]:
+    ignore = [label_manager.ignore_label] if label_manager.has_ignore_label else []
+    return [*map(int, label_manager.all_labels), *ignore]
+
+
+def _strange(name: str, values: Sequence[int], label_manager: LabelManager) -> str:
+    known = ", ".join(map(str, _known(label_manager)))
+    return (
+        f"the label of the case {name} holds {', '.join(map(str, values))}, but dataset.json names {known} only, so "
+        f"that training would fail; correct labelsTr/{name} or dataset.json, and run nnUNetv2_preprocess again"
+    )

@@ -109,10 +109,20 @@ def _listed(
     """The files of the cases that lie in `imagesUn` now; others are marked as removed, but not all of them at once."""
     told = len(skipped or ())
     cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
-    if not cases and len(skipped or ()) == told and (had := manifest.present_cases()):
-        raise ValueError(_VANISHED.format(count=len(had), folder=raw_folder / FOLDER, name=raw_folder.name))
+    if not cases and len(skipped or ()) == told:
+        refuse_vanished(manifest, raw_folder)
     manifest.note_present(cases)
     return cases
+
+
+def refuse_vanished(manifest: Manifest, raw_folder: Path) -> None:
+    """For an `imagesUn` in which nothing is found.
+
+    Raises:
+        ValueError: cases were preprocessed from there.
+    """
+    if had := manifest.present_cases():
+        raise ValueError(_VANISHED.format(count=len(had), folder=raw_folder / FOLDER, name=raw_folder.name))
 
 
 def open_manifest(

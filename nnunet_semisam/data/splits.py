@@ -64,6 +64,7 @@ def training_cases(splits_file: str | Path, fold: int | str, *, known: Collectio
     if fold == "all":
         return tuple(sorted(known))
     if not split.labeled:
+        _refuse(too_few_for_default(splits_file, known))
         raise ValueError(
             f'fold {fold} has no "train" cases in {splits_file}: write them there, or start nnUNetv2_train once, '
             "which writes the file; -f all takes every labeled case."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_semisam.cli.lookup import require_torchvision
 from nnunet_semisam.demo.commands import Place
 from nnunet_semisam.demo.dataset import (
     NAME,
@@ -40,7 +41,9 @@ def run_demo(folder: Path, settings: Settings, *, device: str = "cpu") -> Scores
 
     Raises:
         CommandFailed: a command of nnU-Net ended with an error.
+        ImportError: torchvision cannot be imported.
     """
+    require_torchvision()
     place, steps = Place(folder), _Steps(6)
     steps.begin(f"{settings.labeled} labeled, {settings.unlabeled} unlabeled, {settings.held_out} held-out phantoms")
     kinds = write_data_set(place.raw, settings)

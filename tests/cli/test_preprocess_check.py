@@ -238,6 +238,34 @@ def test_check_without_any_unlabeled_case(ready, capsys):
     assert "no unlabeled case found for fold 1" in capsys.readouterr().out
 
 
+def test_check_and_training_say_the_same_of_images_that_are_gone(ready, capsys):
+    preprocess.main(["-d", "901", "-c", "3d_fullres", "-np", "1"])
+    (ready.raw / "imagesUn" / "x_0000.nii.gz").unlink()
+    for fold in ("0", "1"):
+        capsys.readouterr()
+        assert check.main(["-d", "901", "-c", "3d_fullres", "-f", fold]) == 1
+        told = capsys.readouterr().out
+        assert "1 unlabeled cases were preprocessed from there. Is it mounted" in told and "no unlabeled" not in told
+    assert preprocess.main(["-d", "901", "--forget"]) == 0
+    assert check.main(["-d", "901", "-c", "3d_fullres", "-f", "0"]) == 0
+
+
+def test_check_names_labels_that_dataset_json_does_not_know(ready, capsys):
+    """nnU-Net preprocesses them, and its loss fails in the first epoch with an index that is out of bounds."""
+    ready.preprocessed_case("c", labels=4)
+    ready.preprocessed_case("b", labels=4)  # hidden by fold 0: nobody reads it
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    told = capsys.readouterr().out
+    assert "1 problem(s)" in told and "the label of the case c holds 2, 3, but dataset.json names 0, 1 only" in told
+
+
+def test_check_says_when_nnunet_can_find_no_trainer(ready, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # an import of it fails now
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    told = capsys.readouterr().out
+    assert "torchvision cannot be imported" in told and "torch 2" in told and "pip install --force-reinstall" in told
+
+
 def test_check_does_not_send_for_images_that_it_cannot_see(ready, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_raw")
     assert check.main(["-d", "901", "-f", "1"]) == 1

@@ -56,6 +56,12 @@ def test_a_folder_with_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def test_a_torchvision_of_another_torch_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(SystemExit, match="torchvision cannot be imported"):
+        demo.main([str(tmp_path / "new")])
+
+
 def test_a_failing_command_names_its_log_and_shows_the_end(tmp_path, capsys):
     place = Place(tmp_path / "demo")
     with pytest.raises(CommandFailed, match=r"(?s)nnUNetv2_train ended with code 2.*train\.txt.*required"):
