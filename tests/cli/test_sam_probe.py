@@ -95,7 +95,9 @@ def test_mistakes_are_told(planned, tmp_path, capsys, more, word):
 
 def test_a_fold_that_nobody_has_chosen(tmp_path):
     file = tmp_path / "splits_final.json"
-    with pytest.raises(ValueError, match='fold 0 has no "train" cases'):
+    with pytest.raises(ValueError, match='fold 0 has no "train" cases.*start nnUNetv2_train once'):
+        training_cases(file, 0, known=list("abcde"))
+    with pytest.raises(ValueError, match="only fold all can be trained"):  # nnU-Net writes no file for two
         training_cases(file, 0, known=["a", "b"])
     assert training_cases(file, "all", known=["b", "a"]) == ("a", "b")
     file.write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
