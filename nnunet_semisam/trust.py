@@ -28,6 +28,7 @@ FILE = "semisam_trust.json"
 DICE = 0.75  # of the test's prompts: about a teacher that SAM can still help
 PATCHES = 24  # at most, or one per class where there are more classes
 PATCHES_PER_CLASS = 12
+KEPT = " (from the checkpoint)"
 MOST_CASES = 12  # evenly spread over the fold's list
 
 
@@ -45,9 +46,11 @@ def settle_trust(
     names, config = head_names(trainer.label_manager), labeler.config
     rows: list[Row] | None = None
     foreground = [names[head] for head in labeler.outputs.foreground_heads]
+    origin = ""
     if config.trust != "auto":
-        trust = configured_trust(config, foreground)
+        trust, origin = configured_trust(config, foreground), " (as configured, not tested)"
     elif resumed is not None:
+        origin = KEPT
         trust = {name: float(resumed.get(name, 1.0)) for name in foreground}
     else:
         cases = sorted(trainer.do_split()[0])  # fold all comes as the file system lists it
@@ -59,7 +62,7 @@ def settle_trust(
         rows = on_first_rank(trainer, test, "the test of SAM on the labeled cases")  # not to differ by a rounding error
         trust = {name: 1.0 for name in foreground} | {row.name: float(row.helps) for row in rows}
     labeler.trust = [trust.get(name, 1.0) for name in names]
-    _tell(trainer, trust, rows)
+    _tell(trainer, trust, rows, origin)
     return trust
 
 
@@ -103,7 +106,7 @@ def probe_classes(labeler: SamLabeler, trainer: nnUNetTrainer, cases: Sequence[s
     return rows
 
 
-def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row] | None) -> None:
+def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row] | None, origin: str) -> None:
     tested = rows is not None
     rows = rows or []
 
@@ -114,13 +117,13 @@ def _tell(trainer: nnUNetTrainer, trust: Mapping[str, float], rows: Sequence[Row
         say("semisam: SAM, tested on labeled training cases:", markdown(rows), *map(sentence, rows))
     if untested := [name for name in trust if tested and name not in {row.name for row in rows}]:
         say(f"semisam: no labeled training case shows enough of {', '.join(untested)}; SAM is trusted with it untested")
-    say(f"semisam: trust in SAM by class: {dict(trust)}\n")
+    say(f"semisam: trust in SAM by class{origin}: {dict(trust)}\n")
     if not any(trust.values()):
         say("WARNING: semisam: SAM is trusted with no class and will not be asked; sam.trust = null asks it anyway\n")
     if trainer.local_rank == 0:
         file = os.path.join(trainer.output_folder, FILE)
         content = {"trust": dict(trust), "test": [asdict(row) | {"gain": row.gain} for row in rows]}
-        if tested or not _says(file, trust):  # a resumed run has the verdict alone; the reasons are in the file
+        if origin != KEPT or not _says(file, trust):  # a resumed run has the verdict alone; the file has the reasons
             save_json(content, file, sort_keys=False)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nnunet_semisam.trainer import SemiSAM
 
 FILE = "semisam_tuned.pt"
+EVERY = 60.0  # seconds from one line about the tuning to the next
 MOST_CASES = 16  # that are tuned on: evenly spread over the fold's list
 
 
@@ -105,8 +106,11 @@ def _tune_or_load(
             "damaged, or of other cases or settings"
         )
     began = time.perf_counter()
-    trainer.print_to_log_file(f"semisam: tuning the generalist on the labeled cases {', '.join(cases.names)}")
-    report = tune_and_report(backend, cases, task, seed=seed, **asked)
+    trainer.print_to_log_file(
+        f"semisam: tuning the generalist on the labeled cases {', '.join(cases.names)}: {asked['config'].tune} steps, "
+        "and its answers before and after (sam.tune = 0 skips both)"
+    )
+    report = tune_and_report(backend, cases, task, seed=seed, told=_Clock(trainer.print_to_log_file), **asked)
     for line in _told(report, trainer.dataset_json["labels"]):
         trainer.print_to_log_file(line, add_timestamp=False)
     trainer.print_to_log_file(f"semisam: tuned {asked['config'].tune} steps, {time.perf_counter() - began:.0f} s")
@@ -114,6 +118,18 @@ def _tune_or_load(
         state = {name: tensor.cpu() for name, tensor in task.module.state_dict().items()}
         content = {"key": key, "cases": cases.names, "sum": checksum(state), "state": state}
         write_atomically(content, file)
+
+
+class _Clock:
+    """Says now and then how far the tuning is."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self.say, self.last = say, time.monotonic()
+
+    def __call__(self, step: int, steps: int) -> None:
+        if time.monotonic() - self.last >= EVERY:
+            self.say(f"semisam: tuning: step {step} of {steps}")
+            self.last = time.monotonic()
 
 
 def fingerprint(module: nn.Module, cases: Sequence[LabeledCase], settings: dict[str, Any]) -> str:

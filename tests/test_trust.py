@@ -123,6 +123,15 @@ def test_a_test_draws_nothing_from_the_global_generators(toy, monkeypatch):  # n
     assert not torch.equal(weights(found), weights(trained(section=section(None))))
 
 
+def test_a_training_begun_anew_does_not_keep_the_test_of_another_one(toy, monkeypatch):  # noqa: F811
+    use(monkeypatch, OneClassSam())
+    assert saved(trained(section=section()))["test"]
+    given = trained(section=section({"ball": 0}))
+    assert saved(given) == {"trust": {"ball": 0.0, "shell": 1.0}, "test": []}
+    with open(given.log_file) as log:
+        assert "trust in SAM by class (as configured, not tested)" in log.read()
+
+
 def test_a_resumed_run_keeps_the_verdict_without_another_test(toy, monkeypatch):  # noqa: F811
     use(monkeypatch, OneClassSam())
     whole = trained(section=section(num_epochs=2))

@@ -83,11 +83,13 @@ def tune_and_report(
     patch_size: Sequence[int],
     config: SamConfig,
     seed: int,
+    told: Callable[[int, int], object] = lambda step, steps: None,
 ) -> Report | None:
     """Tunes for `config.tune` steps (a number). The last case joins after two thirds; until then it serves the report.
 
     Args:
         everything: the backend's task of all these cases.
+        told: called after every step with its number, counted from 1, and the number of all.
 
     Returns:
         None where the other cases have nothing to tune on.
@@ -97,22 +99,30 @@ def tune_and_report(
     try:
         others = backend.tuning_task(cases[:-1], **asked)
     except ValueError:
-        tune([(everything, steps)], seed=seed)
+        tune([(everything, steps)], seed=seed, told=told)
         return None
     without = 2 * steps // 3
     reports: list[dict[tuple[int, float], float]] = []
     measured = partial(repaired, backend, cases[-1], device=next(everything.module.parameters()).device, **asked)
     before = measured()
-    tune([(others, without), (everything, steps - without)], seed=seed, between=lambda: reports.append(measured()))
+    stages = [(others, without), (everything, steps - without)]
+    tune(stages, seed=seed, between=lambda: reports.append(measured()), told=told)
     return Report(cases[-1].name, without, before, reports[0])
 
 
-def tune(stages: Sequence[tuple[TuningTask, int]], *, seed: int, between: Callable[[], object] = lambda: None) -> None:
+def tune(
+    stages: Sequence[tuple[TuningTask, int]],
+    *,
+    seed: int,
+    between: Callable[[], object] = lambda: None,
+    told: Callable[[int, int], object] = lambda step, steps: None,
+) -> None:
     """Changes the parameters of a module: AdamW, then the running average of what it went through.
 
     Args:
         stages: tasks of the same module, and how many steps each lasts. One schedule covers all.
         between: called after every stage but the last, with the average so far in the module.
+        told: as for `tune_and_report`.
     """
     (task, _), *_ = stages
     module, average = task.module, copy.deepcopy(task.module)
@@ -129,6 +139,7 @@ def tune(stages: Sequence[tuple[TuningTask, int]], *, seed: int, between: Callab
                     group["lr"] = task.learning_rate * schedule(step, total)
                 _step(task, optimizer, torch.Generator().manual_seed(seed * 1_000_003 + step))
                 _follow(average, module, min(EMA_DECAY, (step + 1) / (step + 10)))
+                told(step + 1, total)
             first += steps
         module.load_state_dict(average.state_dict())
     finally:

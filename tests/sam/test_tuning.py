@@ -273,7 +273,10 @@ def test_what_stays_is_the_running_average():
 def test_stages_share_a_module_and_the_average_is_seen_in_between():
     first, second, seen = NumberTask(), NumberTask(), []
     second.module = first.module
-    tuning.tune([(first, 100), (second, 50)], seed=0, between=lambda: seen.append(first.module.number.item()))
+    steps: list[tuple[int, int]] = []
+    between = lambda: seen.append(first.module.number.item())  # noqa: E731
+    tuning.tune([(first, 100), (second, 50)], seed=0, between=between, told=lambda *step: steps.append(step))
+    assert steps == [(number, 150) for number in range(1, 151)]
     assert len(first.drawn) == 100 and len(second.drawn) == 50 and len({*first.drawn, *second.drawn}) == 150
     alone = NumberTask()
     tuning.tune([(alone, 150)], seed=0)
@@ -292,7 +295,7 @@ def test_the_report_is_about_a_case_that_had_no_part_yet(kit, monkeypatch):
             task.names = [c.name for c in cases]
             return task
 
-    def tune(stages, *, seed, between=None):
+    def tune(stages, *, seed, between=None, told=None):
         log.extend((task.names, steps) for task, steps in stages)
         if between:
             between()
