@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import threading
@@ -83,6 +84,7 @@ class Progress:
             elif time.monotonic() - self._last < (1.0 if terminal else EVERY):
                 return
             self._last, text = time.monotonic(), self.line()
+            text = text[: shutil.get_terminal_size().columns - 1] if terminal else text  # a wrapped one is not renewed
             print(f"\r{text:<{self._width}}" if terminal else text, end="" if terminal else "\n", flush=True)
             self._width = len(text)
 
@@ -97,6 +99,7 @@ class Progress:
         if schedule.errors:
             text += f", {len(schedule.errors)} failed"
         text += f"; {clock(now - self.begun)} elapsed, {describe(left)} left"
+        text += "".join(f"; {run.title}" for run in schedule.runs if run.name in running)
         return text + (f"; {self.newest}" if self.newest else "")
 
 

@@ -13,7 +13,7 @@ from nnunet_semisam.benchmark.protocol import Protocol
 from nnunet_semisam.benchmark.results import write_results
 from nnunet_semisam.benchmark.runs import write_json
 from nnunet_semisam.benchmark.schedule import Schedule, carry_out
-from nnunet_semisam.benchmark.steps import Steps
+from nnunet_semisam.benchmark.steps import LOG, Steps
 
 
 def list_runs(steps: Steps, protocol: Protocol, workers: int) -> str:
@@ -60,6 +60,7 @@ def run_benchmark(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str
     schedule = Schedule(steps.runs, {run.name for run in steps.runs if steps.done(run)})
     estimator = Estimator(steps.runs, steps.seconds, guesses(work, protocol, steps.runs))
     progress = Progress(schedule, estimator, len(slots))
+    print(f"logs: {LOG} in the folder of each run, under {work / 'runs'}", flush=True)
     try:
         carry_out(schedule, slots, steps, progress, stop=launcher.stop)
     finally:

@@ -27,7 +27,7 @@ from nnunet_semisam.benchmark.state import (
 )
 from nnunet_semisam.benchmark.training_log import epoch_seconds, length, training_seconds
 
-LENGTH, FAILED = "length.json", "failed.txt"
+LENGTH, FAILED, LOG = "length.json", "failed.txt", "log.txt"
 
 
 class Steps(State):
@@ -186,7 +186,7 @@ class Steps(State):
         write_json(folder / SCORED, {"settings": scoring(run), "weights": weights})
 
     def command(self, run: Run, home: Home, slot: Slot, lock: int | None, *words: str, **more: str) -> None:
-        log = self.folder(run) / "log.txt"
+        log = self.folder(run) / LOG
         environment = slot.environment() | home.environment() | more
         self.launcher.run(words, log=log, environment=environment, lock=lock)
 

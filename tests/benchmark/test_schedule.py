@@ -139,6 +139,9 @@ def test_the_line_of_progress_counts_and_estimates(runs, capsys):
     assert line.startswith(f"[1/{len(runs)}] 0 running, 1 failed; 0:00:00 elapsed, about 0:0")
     assert f"FAILED: {runs[1].title}" in line
     assert clock(3725) == "1:02:05"
+    assert runs[2].title not in line
+    assert schedule.take() is runs[2]
+    assert f"left; {runs[2].title}" in progress.line()  # what is at work
 
 
 def test_slots_share_the_cores_and_take_devices_in_turn():
