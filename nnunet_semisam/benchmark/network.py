@@ -35,7 +35,7 @@ def smaller(planned: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
 def _truncated(arguments: Mapping[str, Any], features: list[int]) -> dict[str, Any]:
     planned, stages = arguments["n_stages"], len(features)
     if not 3 <= stages <= planned:
-        raise ValueError(f"network.features has {stages} stages; it must have 3 to {planned}, as many as planned")
+        raise ValueError(f"features: {stages} stages are given; there must be 3 to {planned}, as many as planned")
     shorter = dict(arguments)
     for key, value in arguments.items():
         if isinstance(value, list) and len(value) in (planned, planned - 1):
@@ -47,10 +47,10 @@ def _check_patch(configuration: Mapping[str, Any]) -> None:
     patch, strides = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["strides"]
     axes = len(strides[0]) if isinstance(strides[0], (list, tuple)) else len(patch)
     if len(patch) != axes:
-        raise ValueError(f"network.patch_size is {patch}; this configuration has {axes} axes")
+        raise ValueError(f"patch size {patch}: this configuration has {axes} axes")
     divisor = np.prod([np.broadcast_to(stride, axes) for stride in strides], axis=0)
     if any(size % step for size, step in zip(patch, divisor.tolist(), strict=True)):
-        raise ValueError(f"patch size {patch}: must be divisible by {divisor.tolist()}; change network.patch_size")
+        raise ValueError(f"patch size {patch}: must be divisible by {divisor.tolist()}")
 
 
 def planning_words(wanted: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_semisam.cli.plan_network import add_arguments, network_keys, refuse_keys_of_the_network, wanted
+
 if TYPE_CHECKING:
     from nnunet_semisam.config import SemiSAMConfig
 
@@ -48,14 +50,23 @@ def refuse_keys_of_nothing(section: Mapping[str, Any], key: str) -> None:
 
 
 def write_configuration(
-    plans_file: Path, *, base: str, name: str, section: Mapping[str, Any], replace: bool = False
+    plans_file: Path,
+    *,
+    base: str,
+    name: str,
+    section: Mapping[str, Any],
+    network: Mapping[str, Any] | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Writes or edits configuration `name`, which inherits from `base`, with a validated `semisam` section.
 
     An existing section is kept and edited key by key, unless `replace`. The file is replaced in one move.
 
+    Args:
+        network: `patch_size`, `features` and `batch_size` where they shall differ from those of `base`.
+
     Raises:
-        ValueError: unknown configuration, key, method or backend; nothing is written then.
+        ValueError: unknown configuration, key, method or backend, or a network that does not fit; nothing is written.
     """
     from nnunet_semisam.config import section_of
 
@@ -73,20 +84,21 @@ def write_configuration(
             section_of(part)
         check_section(merged)
         check_classes(merged, plans, plans_file.with_name("dataset.json"))
+        changed = network_keys(plans, base, name, network or {})
     except ValueError as error:
         raise ValueError(f"{error} (configuration {name} of {plans_file})") from error
-    _write_section(plans_file, name, entry, merged)
+    _write(plans_file, name, entry, {**changed, "semisam": merged})
     return merged
 
 
-def _write_section(plans_file: Path, name: str, entry: dict[str, Any], section: Mapping[str, Any]) -> None:
-    """One section into the file as it is now: since it was read, another command may have written.
+def _write(plans_file: Path, name: str, entry: dict[str, Any], changed: Mapping[str, Any]) -> None:
+    """Keys of one configuration into the file as it is now: since it was read, another command may have written.
 
     Args:
         entry: the configuration, if the file does not have it.
     """
     plans = json.loads(plans_file.read_text())
-    plans["configurations"].setdefault(name, entry)["semisam"] = section
+    plans["configurations"].setdefault(name, entry).update(changed)
     temporary = plans_file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(plans, indent=4))
     os.replace(temporary, plans_file)
@@ -169,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         help="any key of the section, e.g. num_epochs=100 sam.planes=4 seed=1",
     )
     parser.add_argument("--replace", action="store_true", help="forget what the section held before")
+    add_arguments(parser)
     return parser
 
 
@@ -181,12 +194,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = args.name or f"{args.c}_semisam"
     try:
         plans_file = find_plans(args.d, args.p)
+        refuse_keys_of_the_network(args.set)
         for assignment in args.set:
             set_key(section, assignment)
-        written = write_configuration(plans_file, base=args.c, name=name, section=section, replace=args.replace)
+        network = wanted(args)
+        written = write_configuration(
+            plans_file, base=args.c, name=name, section=section, network=network, replace=args.replace
+        )
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"nnUNetv2_semisam_plan: {error}") from error
     print(f"{plans_file}: configuration {name}\n{json.dumps(written, indent=2)}")
+    if network:
+        print(f"with {', '.join(f'{key} {value}' for key, value in network.items())}")
     if folds := trained_folds(plans_file, name):
         print(
             f"WARNING: trained already: {', '.join(folds)}. Another training with the same trainer and fold "

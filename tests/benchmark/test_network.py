@@ -40,8 +40,8 @@ def test_nothing_wanted_changes_nothing():
 @pytest.mark.parametrize(
     "wanted, message",
     [
-        ({"features": [8, 16]}, "it must have 3 to 5"),
-        ({"features": [8] * 6}, "it must have 3 to 5"),
+        ({"features": [8, 16]}, "there must be 3 to 5"),
+        ({"features": [8] * 6}, "there must be 3 to 5"),
         ({"patch_size": [16, 60, 64]}, r"divisible by \[8, 16, 16\]"),
         ({"patch_size": [64, 64]}, "has 3 axes"),
     ],

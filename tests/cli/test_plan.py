@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from toy_dataset import NAME, toy  # noqa: F401 (a fixture)
 
 from nnunet_semisam.cli import plan
@@ -220,3 +221,54 @@ def test_editing_what_was_trained_already_is_warned_of(toy, tmp_path, monkeypatc
         "WARNING: trained already: nnUNetTrainerSemiSAM__nnUNetPlans__3d_fullres_semisam/fold_0. " in told
         and "fold_1" not in told
     )
+
+
+def test_a_smaller_network_is_written_and_can_be_edited(plans_file, monkeypatch, tmp_path, capsys):
+    arguments = {
+        "n_stages": 4,
+        "features_per_stage": [32, 64, 128, 256],
+        "strides": [[1] * 3, [2] * 3, [2] * 3, [2] * 3],
+    }
+    planned = {"batch_size": 2, "patch_size": [64] * 3, "architecture": {"arch_kwargs": arguments}}
+    plans_file = tmp_path / "Dataset901_Toy" / plans_file.name
+    plans_file.parent.mkdir()
+    content = {
+        "plans_name": "nnUNetPlans",
+        "configurations": {"full": planned, "3d_fullres": {"inherits_from": "full"}},
+    }
+    plans_file.write_text(json.dumps(content))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    command = ["-d", "901", "--name", "small", "--set", "seed=1"]
+    main([*command, "--patch-size", "16", "24", "16", "--features", "8", "16", "32", "--batch-size", "3"])
+    assert "patch_size [16, 24, 16], features [8, 16, 32], batch_size 3" in capsys.readouterr().out
+    small = PlansManager(str(plans_file)).get_configuration("small")
+    assert (small.patch_size, small.batch_size, small.configuration["semisam"]) == ([16, 24, 16], 3, {"seed": 1})
+    assert small.configuration["architecture"]["arch_kwargs"]["features_per_stage"] == [8, 16, 32]
+    main([*command, "--patch-size", "20", "20", "20"])  # what its three stages divide, and four would not
+    assert configurations(plans_file)["small"]["patch_size"] == [20] * 3
+    main([*command, "--patch-size", "24", "24", "24", "--features", "8", "8", "8", "8"])
+    assert len(configurations(plans_file)["small"]["architecture"]["arch_kwargs"]["strides"]) == 4
+    assert configurations(plans_file)["full"] == planned
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--patch-size", "16", "16", "12"], "must be divisible by"),
+        (["--patch-size", "16", "16"], "has 3 axes"),
+        (["--features", "8", "16"], "there must be 3 to 4"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--set", "patch_size=[16,16,16]"], "no key of the semisam section; use --patch-size 32 32 32"),
+    ],
+    ids=str,
+)
+def test_a_network_that_does_not_fit_is_refused(tmp_path, monkeypatch, flags, told):
+    arguments = {"n_stages": 4, "features_per_stage": [8] * 4, "strides": [[1] * 3, [2] * 3, [2] * 3, [2] * 3]}
+    planned = {"batch_size": 2, "patch_size": [64] * 3, "architecture": {"arch_kwargs": arguments}}
+    file = tmp_path / "Dataset901_Toy" / "nnUNetPlans.json"
+    file.parent.mkdir()
+    file.write_text(before := json.dumps({"plans_name": "nnUNetPlans", "configurations": {"3d_fullres": planned}}))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    with pytest.raises(SystemExit, match=told):
+        main(["-d", "901", *flags])
+    assert file.read_text() == before
