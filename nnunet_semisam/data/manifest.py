@@ -1,13 +1,14 @@
 """What has been preprocessed from what: the file `<data_identifier>_unlabeled.json` beside the preprocessed folder.
 
-A case counts as done when its image files have the recorded size and modification time, the plans decide the same
-result as then, and its preprocessed image is there. A case that the last look into the raw folder did not find is
+A case counts as done when its image files are known again (see `fingerprint`), the plans decide the same result as
+then, and its preprocessed image is there. A case that the last look into the raw folder did not find is
 marked as removed, for machines that have no raw folder to look into. The manifest lies beside the folder, not in it:
 nnU-Net wants one kind of file in a folder of cases.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunet_semisam.data.disk import writing
+from nnunet_semisam.data.disk import DiskTrouble, writing
+from nnunet_semisam.data.fingerprint import Facts, facts_of, recognized
 
 SAVE_EVERY = 2  # seconds at least, and PATIENCE times what the last saving took: all records are written each time
 PATIENCE = 20
-TIFF = (".tif", ".tiff")  # may have their spacing in CASE.json beside them
 REMOVED = "removed"
 DECISIVE = (
     "spacing",
@@ -41,8 +42,8 @@ DECISIVE = (
 class Manifest:
     """The record of a folder of preprocessed cases.
 
-    The file holds `{case: {"source": folder, "files": {name: [size, mtime]}, "settings": hash, "removed": true}}`, the
-    last key for removed cases only.
+    The file holds `{case: {"source": folder, "files": {name: [size, mtime, sum]}, "settings": hash, "removed": true}}`,
+    the last key for removed cases only.
 
     Args:
         folder: the preprocessed folder; the file is `<folder>.json`.
@@ -72,7 +73,19 @@ class Manifest:
 
     def is_done(self, case: str, files: list[str]) -> bool:
         """Whether the preprocessed case still follows from its files and from the plans."""
-        return self.cases.get(case) == self._record(files) and self.image(case).is_file()
+        was = self.cases.get(case, {})
+        facts = recognized(was.get("files"), files) if self.image(case).is_file() else None
+        if facts is None or {**was, "files": facts} != self._record(facts):
+            return False
+        if facts != was["files"]:  # other times: the next look need not read the files again
+            self.cases[case] = self._own[case] = self._record(facts)
+        return True
+
+    def keep_times(self) -> None:
+        """Saves the times of files that were known by their content; where that fails they are read again next time."""
+        if self._own:
+            with contextlib.suppress(DiskTrouble):
+                self.save()
 
     def finished_cases(self) -> dict[str, Path]:
         """Cases that were made with the present settings and were in the source when somebody last looked there.
@@ -104,7 +117,7 @@ class Manifest:
 
     def add(self, case: str, files: list[str]) -> None:
         """Record a case as done; the file follows soon, so that a kill loses little."""
-        self.cases[case] = self._own[case] = self._record(files)
+        self.cases[case] = self._own[case] = self._record(facts_of(files))
         if time.monotonic() > self._next_save:
             self.save()
 
@@ -125,8 +138,8 @@ class Manifest:
         now = time.monotonic()
         self._next_save = now + max(SAVE_EVERY, PATIENCE * (now - begin))
 
-    def _record(self, files: list[str]) -> dict[str, Any]:
-        return {"source": self.source, "files": _fingerprint(files), "settings": self.settings}
+    def _record(self, facts: Facts) -> dict[str, Any]:
+        return {"source": self.source, "files": facts, "settings": self.settings}
 
 
 def settings_hash(plans_manager: Any, configuration_manager: Any) -> str:
@@ -163,12 +176,3 @@ def _cases_in(file: Path) -> dict[str, dict[str, Any]]:
 def _is_name(case: str) -> bool:
     """Not a path, which would lead out of the folder."""
     return case not in ("", ".", "..") and not set(case) & {"/", "\\", "\0"}
-
-
-def _fingerprint(files: list[str]) -> dict[str, list[int]]:
-    """Size in bytes and modification time in nanoseconds of each file, and of a tiff's spacing file beside it."""
-    found = list(files)
-    if files[0].endswith(TIFF) and os.path.isfile(spacing := f"{files[0].rsplit('_', 1)[0]}.json"):
-        found.append(spacing)
-    facts = {os.path.basename(name): os.stat(name) for name in found}
-    return {name: [fact.st_size, fact.st_mtime_ns] for name, fact in facts.items()}

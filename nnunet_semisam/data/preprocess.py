@@ -139,6 +139,7 @@ def make_missing(
 ) -> set[str]:  # fmt: skip
     """Preprocesses those of the cases, given with their files, that are not done; returns those that were skipped."""
     jobs = [(case, files) for case, files in cases.items() if not manifest.is_done(case, files)]
+    manifest.keep_times()
     if not jobs:
         return set()
     title = f"Preprocessing unlabeled cases ({managers[1].data_identifier})"

@@ -26,6 +26,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
+from nnunet_semisam.data.fingerprint import sha256_of
 from nnunet_semisam.data.manifest import Manifest, settings_hash
 from nnunet_semisam.data.preprocess import partial_folder
 from nnunet_semisam.data.splits import names
@@ -93,7 +94,7 @@ class PreviousStage:
     def settings(self) -> str:
         """Hash of what decides the predictions: the checkpoint's content and the plans of both stages."""
         managers = self.manager, self.cascade_manager
-        decisive = [_digest(self.checkpoint), *(settings_hash(self.plans_manager, manager) for manager in managers)]
+        decisive = [sha256_of(self.checkpoint), *(settings_hash(self.plans_manager, manager) for manager in managers)]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
 
@@ -226,11 +227,3 @@ def _is_done(manifest: Manifest, case: str, image: Path, shape: Sequence[int]) -
 
 def _shape(file: Path) -> tuple[int, ...]:
     return tuple(blosc2.open(str(file), mode="r").shape)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -117,7 +117,11 @@ def test_only_a_changed_image_is_made_again(masked):
     file = pool_of(masked)["b"]
     before = file.stat().st_mtime_ns
     assert pool_of(masked)["b"].stat().st_mtime_ns == before
-    write_raw(masked, "b", NOISE)
+    write_raw(masked, "b", NOISE)  # another label, and the same image written again
+    assert pool_of(masked)["b"].stat().st_mtime_ns == before
+    write_raw(masked, "c", NOISE)
+    images = masked.raw / "imagesTr"
+    (images / f"c_0000{ENDING}").replace(images / f"b_0000{ENDING}")
     assert pool_of(masked)["b"].stat().st_mtime_ns > before
 
 

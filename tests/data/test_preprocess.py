@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import pickle
@@ -14,7 +16,7 @@ import pytest
 from toy_dataset import plans
 
 from nnunet_semisam.cli.preprocess import main
-from nnunet_semisam.data import preprocess
+from nnunet_semisam.data import fingerprint, preprocess
 from nnunet_semisam.data.dataset import PlannedDataset, labeled_cases, preprocess_dataset
 from nnunet_semisam.data.manifest import Manifest
 from nnunet_semisam.data.pool import unlabeled_pool
@@ -59,11 +61,50 @@ def test_only_what_is_missing_or_has_changed_is_made(toy, made):
     run(toy)
     run(toy)
     assert made == ["x", "y", "z"]
-    os.utime(files[1], ns=(1, 1))
+    toy.image("y", seed=7)
     toy.image("v")
     made.clear()
     assert list(run(toy)) == ["v", "x", "y", "z"]
     assert made == ["v", "y"]
+    assert files[1].is_file()
+
+
+def test_a_copy_without_the_times_is_known_by_its_content(toy, made, monkeypatch):
+    file = toy.image("x")
+    manifest = run(toy)["x"].parent.with_name("nnUNetPlans_3d_fullres_unlabeled.json")
+    os.utime(file, ns=(1, 1))
+    reads, original = [], fingerprint.sha256_of
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda path: reads.append(path) or original(path))
+    run(toy)
+    run(toy)
+    assert made == ["x"] and len(reads) == 1  # the new time has been noted
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # the same size
+    os.utime(file, ns=(1, 2))
+    with pytest.raises(ValueError):  # it is damaged now, but looked at
+        run(toy)
+    assert made == ["x", "x"]
+    file.write_bytes(content)
+    run(toy)
+    text = json.loads(manifest.read_text())
+    text["x"]["files"] = {name: facts[:2] for name, facts in text["x"]["files"].items()}  # of an older version
+    manifest.write_text(json.dumps(text))
+    made.clear()
+    run(toy)
+    assert made == []
+    os.utime(file, ns=(1, 3))
+    run(toy)
+    assert made == ["x"]
+
+
+def test_where_times_cannot_be_noted_the_content_is_read_again(toy, made, monkeypatch):
+    file = toy.image("x")
+    run(toy)
+    os.utime(file, ns=(1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+        run(toy)
+    assert made == ["x"]
 
 
 @pytest.mark.parametrize("loss", ["image", "manifest", "damaged manifest"])
@@ -348,7 +389,8 @@ def test_the_manifest_is_readable_json_beside_the_folder(toy):
     file = toy.image("x")
     folder = run(toy)["x"].parent
     record = json.loads(folder.with_name(f"{folder.name}.json").read_text())
-    assert record["x"]["files"] == {"x_0000.nii.gz": [file.stat().st_size, file.stat().st_mtime_ns]}
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["x"]["files"] == {"x_0000.nii.gz": [file.stat().st_size, file.stat().st_mtime_ns, digest]}
 
 
 def test_the_longer_the_manifest_takes_to_write_the_less_often_it_is_written(tmp_path, monkeypatch):
