@@ -199,7 +199,8 @@ def _run(args: argparse.Namespace, task: Task, prompts: dict[str, Any], folder: 
                     rows.append(summarize([a.trial for a in answers], name=name, source=source, kinds=kinds))
                 trials += [{"class": name, "source": source, "kinds": kinds, **asdict(a.trial)} for a in answers]
             if not any(found.values()):
-                print(f"{name}, {source}: no object of {task.config.min_voxels} voxels in {len(chosen)} patch(es)")
+                what = "prediction" if source == "model" else "object"
+                print(f"{name}, {source}: no {what} of {task.config.min_voxels} voxels in {len(chosen)} patch(es)")
     return rows, trials
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,8 +56,10 @@ def merged(kind: type, base: Any, values: Mapping[str, Any], where: str = "") ->
         raise Refused(where, f"is {values!r}; it must be a dictionary with keys out of {', '.join(known)}{hint}")
     for key in values:
         if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(
-                f"semisam: unknown key {key!r} in {where or 'the section'}; known keys are {', '.join(known)}"
+                f"semisam: unknown key {key!r} in {where or 'the section'}; {hint}known keys are {', '.join(known)}"
             )
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if base is None and (missing := [name for name in needed if name not in values]):

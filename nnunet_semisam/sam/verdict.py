@@ -17,6 +17,9 @@ COLUMNS = (
 )
 
 
+FEW = 5  # patches: the ranks of fewer say nothing
+
+
 @dataclass(frozen=True)
 class Row:
     """The mean of some trials of one class.
@@ -27,7 +30,8 @@ class Row:
         kinds: of prompts.
         error: standard error of the gain; NaN with one patch.
         better: share of trials whose answer beats its prompt.
-        rank: Spearman's correlation of predicted IoU with the true Dice of the answer; NaN where one does not vary.
+        rank: Spearman's correlation of predicted IoU with the true Dice of the answer; NaN where one does not vary, and
+            with fewer than `FEW` patches.
         milliseconds: per patch.
     """
 
@@ -90,13 +94,14 @@ def sentence(row: Row) -> str:
         verdict += " (not certain: a single patch)"
     elif abs(row.gain) < 2 * row.error:
         verdict += " (not certain: chance alone may give so small a difference on so few patches)"
+    spread = "" if math.isnan(row.error) else f" ± {row.error:.3f}"
     return (
         f"{row.name}: {verdict}. Prompts of Dice {row.prompt:.3f} ({row.source}) get answers of {row.answer:.3f} "
-        f"({row.gain:+.3f} ± {row.error:.3f}); {row.better:.0%} of {row.patches} answers are better than their prompt."
+        f"({row.gain:+.3f}{spread}); {row.better:.0%} of {row.patches} answers are better than their prompt."
     )
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+    if len(first) < FEW or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

@@ -58,7 +58,7 @@ NEVER_LOOKS = {"backend": "embedded", "backend_args": {"rounds": 0}}
 @pytest.mark.parametrize(
     "section, word",
     [
-        ({"methd": "x"}, "methd"),
+        ({"methd": "x"}, "unknown key 'methd' in the section; did you mean method. known keys are method,"),
         ({"method": "x"}, "mean_teacher"),
         ({"sam": {"backend": "sam9"}}, "embedded"),
         ({"sam": {"backend_args": {"round": 2}}}, "unknown key 'round' in sam.backend_args"),

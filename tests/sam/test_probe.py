@@ -204,13 +204,22 @@ def test_a_row_says_what_the_trials_say():
         kinds=["mask"],
     )
     assert (row.prompt, row.answer, row.gain) == pytest.approx((0.7, 0.8, 0.1))
-    assert row.better == pytest.approx(2 / 3) and row.rank == pytest.approx(1.0) and row.helps
+    assert row.better == pytest.approx(2 / 3) and row.helps
+    assert math.isnan(row.rank)  # three ranks say nothing
     assert row.error == pytest.approx(torch.tensor([0.1, -0.1, 0.3]).std().item() / math.sqrt(3))
     assert (row.patches, row.objects, row.milliseconds) == (3, 6, 250)
-    assert "| x | corrupted | mask | 3 | 6 | 0.700 | 0.800 | +0.100 | 67% | 1.00 | 250 |" in markdown([row])
+    assert "| x | corrupted | mask | 3 | 6 | 0.700 | 0.800 | +0.100 | 67% | – | 250 |" in markdown([row])
     assert sentence(row).startswith("x: trust it (not certain: chance alone may")  # 0.1 +- 0.115
     row = summarize([trial(0.7, 0.8), trial(0.8, 0.9), trial(0.6, 0.7)], name="x", source="corrupted", kinds=["mask"])
     assert sentence(row).startswith("x: trust it. Prompts of Dice 0.700 (corrupted) get answers of 0.800 (+0.100 ±")
+
+
+def test_predicted_ious_are_ranked_where_there_are_some_and_a_single_patch_has_no_spread():
+    five = [trial(0.7, 0.6 + 0.05 * number, 0.2 * number) for number in range(5)]
+    row = summarize(five, name="x", source="corrupted", kinds=["mask"])
+    assert row.rank == pytest.approx(1.0) and "| 1.00 | 250 |" in markdown([row])
+    single = summarize(five[:1], name="x", source="corrupted", kinds=["mask"])
+    assert "not certain: a single patch" in sentence(single) and "(-0.100);" in sentence(single)
 
 
 def test_answers_worse_than_their_prompts_are_not_trusted():
