@@ -1,4 +1,5 @@
-"""Too much or too little: precision and recall of predictions, and Dice if nothing outside the truth were predicted.
+"""Too much or too little: precision and recall of predictions, Dice if nothing outside the truth were predicted, and
+the share of what is predicted that lies more than 10 mm off the truth.
 
     python benchmarks/over_under.py LABELS PREDICTIONS [PREDICTIONS …]
 
@@ -13,18 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import distance_transform_edt
+
+FAR = 10.0  # mm
 
 
-def read(file: Path) -> np.ndarray:
-    """True where there is any label."""
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(file))) > 0
+def read(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+    """True where there is any label, and the spacing of the axes."""
+    image = sitk.ReadImage(str(file))
+    return sitk.GetArrayFromImage(image) > 0, image.GetSpacing()[::-1]
 
 
-def row(truth: np.ndarray, found: np.ndarray) -> tuple[float, float, float, float]:
-    """Dice, precision, recall, and Dice without false positives; NaN where there is nothing to divide by."""
+def row(truth: np.ndarray, found: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, ...]:
+    """Dice, precision, recall, Dice without false positives, share far off; NaN where there is nothing to divide by."""
     both, all_found, all_true = (float(mask.sum()) for mask in (truth & found, found, truth))
     precision = both / all_found if all_found else np.nan
-    return 2 * both / (all_found + all_true), precision, both / all_true, 2 * both / (both + all_true)
+    far = (distance_transform_edt(~truth, spacing) > FAR)[found].mean() if all_found else np.nan
+    return 2 * both / (all_found + all_true), precision, both / all_true, 2 * both / (both + all_true), float(far)
 
 
 def main() -> None:
@@ -32,9 +38,11 @@ def main() -> None:
     parser.add_argument("labels", type=Path)
     parser.add_argument("predictions", type=Path, nargs="+")
     args = parser.parse_args()
-    print("| predictions | Dice | precision | recall | Dice without false positives |\n|---|---|---|---|---|")
+    columns = ("predictions", "Dice", "precision", "recall", "Dice without false positives", "far off")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for folder in args.predictions:
-        rows = [row(read(args.labels / file.name), read(file)) for file in sorted(folder.glob("*.nii.gz"))]
+        pairs = ((read(args.labels / file.name), read(file)[0]) for file in sorted(folder.glob("*.nii.gz")))
+        rows = [row(truth, found, spacing) for (truth, spacing), found in pairs]
         print(f"| {folder.parent.name}/{folder.name} | {' | '.join(f'{v:.3f}' for v in np.nanmean(rows, 0))} |")
 
 

@@ -42,20 +42,21 @@ def state_of(trainer: SemiSAM) -> dict[str, Any]:
         "guard": trainer.guard.state_dict(),
         "collapse": trainer.collapse.state_dict(),
         "readiness": trainer.readiness.state_dict(),
-        "labels_seen": sorted(trainer.labels_seen),
+        "labels_seen": None if trainer.labels_seen is None else sorted(trainer.labels_seen),
         "random_state": random_state(),
     }
 
 
 def take_up(trainer: SemiSAM, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """What `state_of` kept; the start of training takes teacher, trust and random numbers from it. None: stock's."""
+    known = checkpoint.get(KEY, {}).get("labels_seen")  # older checkpoints do not know, nor do nnU-Net's
+    trainer.labels_seen = None if known is None else set(known)
     if KEY not in checkpoint:
         trainer.iteration = trainer.current_epoch * trainer.num_iterations_per_epoch
         trainer.print_to_log_file("semisam: checkpoint of another trainer; the teacher starts as a copy of the student")
         return None
     state = checkpoint[KEY]
     trainer.iteration = state["iteration"]
-    trainer.labels_seen = set(state.get("labels_seen", ()))  # older checkpoints do not know
     trainer.curves.load_state_dict(state["curves"])
     for name in ("guard", "collapse", "readiness"):
         if name in state:  # older checkpoints have none

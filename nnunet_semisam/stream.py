@@ -59,11 +59,13 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
 
 
 def note_labels(trainer: SemiSAM, pool: Mapping[str, Path]) -> None:
-    """Adds the fold's labeled cases to those whose labels the weights have learned from.
+    """Adds the fold's labeled cases to those whose labels the weights have learned from; not where nobody knows these.
 
     Raises:
         ValueError: a resumed training has learned from the label of a case that is hidden now.
     """
+    if trainer.labels_seen is None:
+        return
     seen = sorted(trainer.labels_seen & set(pool))
     trainer.labels_seen |= set(trainer.do_split()[0])
     if not seen:
@@ -132,17 +134,18 @@ def write_configuration(trainer: SemiSAM, pool: Mapping[str, Path] | None) -> No
         trainer.print_to_log_file(f"WARNING: semisam: distribution_alignment has no effect: {trouble}")
     more = " and the images of labeled ones" if trainer.semisam.labeled_as_unlabeled else ""
     trainer.print_to_log_file(f"semisam: {len(pool or {})} unlabeled cases{more}\n", add_timestamp=False)
-    if trainer.local_rank == 0:
-        record = Path(trainer.output_folder) / "semisam_unlabeled.json"
-        with writing(trainer.output_folder):
-            save_json(trainer.semisam.as_dict(), os.path.join(trainer.output_folder, "semisam.json"), sort_keys=False)
-            if pool is not None and trainer.iteration and (line := _pool_changes(record, pool)):
-                trainer.print_to_log_file(line)
-            if pool is None:
-                record.unlink(missing_ok=True)
-            else:
-                unseen = {case: file for case, file in pool.items() if case not in trainer.labels_seen}
-                save_json({case: file.parent.name for case, file in unseen.items()}, str(record), sort_keys=False)
+    if trainer.local_rank != 0:
+        return
+    record, seen = Path(trainer.output_folder) / "semisam_unlabeled.json", trainer.labels_seen or ()
+    with writing(trainer.output_folder):
+        save_json(trainer.semisam.as_dict(), os.path.join(trainer.output_folder, "semisam.json"), sort_keys=False)
+        if pool is None:
+            record.unlink(missing_ok=True)
+            return
+        unseen = {case: file for case, file in pool.items() if case not in seen}
+        if trainer.iteration and (line := _pool_changes(record, unseen)):
+            trainer.print_to_log_file(line)
+        save_json({case: file.parent.name for case, file in unseen.items()}, str(record), sort_keys=False)
 
 
 def _pool_changes(record: Path, pool: Mapping[str, Path]) -> str | None:

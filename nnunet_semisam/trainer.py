@@ -87,7 +87,7 @@ class SemiSAM(SemiSupervisedStep):
         self.collapse = build_collapse_guard(self, self.outputs, on=self.semisam.collapse_guard)
         self.readiness = Readiness(self.outputs, class_names(self.label_manager), self.semisam.min_labeled_dice)
         self.iteration = 0
-        self.labels_seen: set[str] = set()  # cases whose labels these weights have learned from
+        self.labels_seen: set[str] | None = set()  # cases whose labels these weights have learned from; None: unknown
         self._resumed: dict[str, Any] | None = None
         self._changed: list[str] = []  # since the checkpoint was written
         self._geometry: tuple | None = None
@@ -103,8 +103,6 @@ class SemiSAM(SemiSupervisedStep):
         resume.refuse(self._changed)
         if not self.was_initialized:
             self.initialize()
-        if self.local_rank == 0 and 0 < self.current_epoch < self.num_epochs and reopen(self.output_folder):
-            self.print_to_log_file("semisam: a finished training goes on; its final checkpoint is checkpoint_latest")
         resumed, self._resumed = self._resumed, None
         if self.semisam.active_terms():
             self.sam_assisted = self.build_sam()
@@ -121,6 +119,7 @@ class SemiSAM(SemiSupervisedStep):
             restore_random_state(resumed["random_state"])
         elif resumed:  # the file has the generators of rank 0; the others must not draw the same
             seed_everything(self.iteration * 1000 + self.local_rank)
+        self._reopen()  # last: what is refused above must leave a finished model as it is
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 (nnU-Net's name)
         self._geometry = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -165,6 +164,11 @@ class SemiSAM(SemiSupervisedStep):
         if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
             write_teacher_checkpoint(self.output_folder)
         close_unlabeled_loader(self.dataloader_unlabeled)
+
+    def _reopen(self) -> None:
+        goes_on = 0 < self.current_epoch < self.num_epochs and not self.disable_checkpointing
+        if goes_on and self.local_rank == 0 and reopen(self.output_folder):
+            self.print_to_log_file("semisam: a finished training goes on; its final checkpoint is now the latest")
 
     # --- set-up and files ---------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nnunet_semisam.checkpoint import write_atomically
-from nnunet_semisam.data.labeled import LabeledCases, NotFinite
+from nnunet_semisam.data.labeled import LabeledCases, NotFinite, StrangeLabel
 from nnunet_semisam.data.splits import read_split
 from nnunet_semisam.ranks import on_first_rank
 from nnunet_semisam.sam.base import SamBackend
@@ -64,7 +64,7 @@ def tune_generalist(trainer: SemiSAM, backend: SamBackend) -> None:
     try:
         task = backend.tuning_task(cases, **asked)
     except ValueError as error:
-        if not automatic or isinstance(error, NotFinite):
+        if not automatic or isinstance(error, (NotFinite, StrangeLabel)):
             raise
         trainer.print_to_log_file(f"semisam: the generalist is used as it is ({error})")
         return

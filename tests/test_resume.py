@@ -64,8 +64,10 @@ def test_a_case_whose_label_was_learned_from_is_not_unlabeled_afterwards(file, m
     split = {"train": ["l0"], "unlabeled": [*split["unlabeled"], "l1"], "val": split["val"]}
     splits.write_text(json.dumps([split]))
     built, _ = resumed(file, monkeypatch)
+    built.num_epochs = 4
     with pytest.raises(ValueError, match="have learned from the labels of l1.*splits_final.json"):
         built.on_train_start()
+    assert os.path.isfile(file)  # the finished model stays where a start is refused
     built, told = resumed(file, monkeypatch, resume_changed=True)
     monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
     built.on_train_start()
@@ -74,6 +76,21 @@ def test_a_case_whose_label_was_learned_from_is_not_unlabeled_afterwards(file, m
         assert sorted(json.load(text)) == split["unlabeled"][:-1]  # whose labels the weights have not seen
     built.run_training()
     assert torch.load(file, weights_only=False)[KEY]["labels_seen"] == ["l0", "l1"]
+    built, told = resumed(file, monkeypatch, resume_changed=True)
+    monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
+    built.on_train_start()
+    assert not any("not those of before" in line for line in told)
+
+
+@pytest.mark.parametrize("without", ["semisam", "labels_seen"])
+def test_who_does_not_know_what_was_learned_from_does_not_claim_it_later(file, monkeypatch, without):
+    """Checkpoints of nnU-Net and of older versions, continued."""
+    content = torch.load(file, weights_only=False)
+    del (content if without == "semisam" else content["semisam"])[without]
+    torch.save(content, file)
+    built, _ = resumed(file, monkeypatch, num_epochs=2)
+    built.run_training()
+    assert torch.load(file, weights_only=False)[KEY]["labels_seen"] is None
 
 
 def test_a_finished_training_that_became_longer_goes_on_where_it_was_killed(file, monkeypatch):
@@ -88,6 +105,10 @@ def test_a_finished_training_that_became_longer_goes_on_where_it_was_killed(file
     assert os.path.isfile(file) and not os.path.exists(latest)
     resumed(file, monkeypatch, num_epochs=1)[0].on_train_start()
     assert os.path.isfile(file)  # nothing is left to do
+    built, _ = resumed(file, monkeypatch, num_epochs=2)
+    built.disable_checkpointing = True  # nothing would be written in the place of what nnU-Net removes at the end
+    built.run_training()
+    assert os.path.isfile(file)
 
 
 def test_a_trainer_that_changes_its_network_is_no_other_network(toy, monkeypatch):  # noqa: F811

@@ -83,11 +83,13 @@ def check_setup(
     from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
     planned = PlannedDataset.open(dataset, plans_name)
-    trainers = [_find(trainer)] if trainer else [nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher]
+    lookup = Report()
+    lookup.attempt(require_torchvision)
+    by_name = trainer and not lookup.problems  # else nnU-Net finds none
+    trainers = [_find(trainer)] if by_name else [nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher]
     configure = partial(trainers[0].preset.with_section, uses_sam=trainers[0].uses_sam)
     chosen = planned.configurations(configurations or _usual(planned))
-    report = Report([f"data set: {planned.name}, plans: {planned.plans_file}"])
-    report.attempt(require_torchvision)
+    report = Report([f"data set: {planned.name}, plans: {planned.plans_file}"], lookup.problems)
     skips = trainers[0].preset.skip_bad or switched_on(planned, list(chosen), "skip_bad")
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():

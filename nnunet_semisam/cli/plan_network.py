@@ -15,7 +15,9 @@ FLAGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    group = parser.add_argument_group("patch, batch and network of the written configuration (default: as planned)")
+    group = parser.add_argument_group(
+        "patch, batch and network of the written configuration (default: as planned, or as written before)"
+    )
     group.add_argument("--patch-size", nargs="+", type=int, metavar="N", help="voxels along each axis, e.g. 32 32 32")
     group.add_argument(
         "--features", nargs="+", type=int, metavar="N", help="channels of the first stages of the network, e.g. 8 16 32"
@@ -52,14 +54,20 @@ def network_keys(plans: Mapping[str, Any], base: str, name: str, network: Mappin
     """Keys of the configuration `name`, new or there, that inherits from `base` and has this patch, batch and network.
 
     Raises:
-        ValueError: more stages than planned, fewer than three, or a patch that the strides do not divide.
+        ValueError: more stages than planned, fewer than three, or a patch that the strides do not divide; or the
+            configuration is the base itself, on which others rest.
     """
     if not network:
         return {}
+    if name == base:
+        raise ValueError(f"patch, batch and network of {base} itself stay as planned; give another --name")
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_semisam.benchmark.network import smaller
 
-    there = name in plans["configurations"] and "features" not in network  # else stages are those of the base
-    planned = PlansManager(dict(plans)).get_configuration(name if there else base)
-    return smaller(planned.configuration, network)
+    manager = PlansManager(dict(plans))
+    planned = dict(manager.get_configuration(base).configuration)
+    if name in plans["configurations"]:
+        own = dict(manager.get_configuration(name).configuration)
+        planned = own if "features" not in network else planned | {"patch_size": own["patch_size"]}
+    return smaller(planned, network)

@@ -21,6 +21,10 @@ class NotFinite(ValueError):
     """An image with NaN or infinity in it."""
 
 
+class StrangeLabel(ValueError):
+    """A label with a value that `dataset.json` does not name."""
+
+
 class LabeledCases(Sequence[LabeledCase]):
     """The named cases of a folder that nnU-Net has preprocessed (`nnUNetPlans_3d_fullres`).
 
@@ -30,6 +34,7 @@ class LabeledCases(Sequence[LabeledCase]):
     Raises:
         ValueError: a case was not preprocessed.
         NotFinite: (when it is read) the image of a case has such values.
+        StrangeLabel: (when it is read) so has its label.
     """
 
     def __init__(self, folder: str | Path, names: Sequence[str], label_manager: LabelManager) -> None:
@@ -90,7 +95,7 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
             "not survive; correct the image in imagesTr and preprocess again"
         )
     if strange := unknown_values(label, label_manager):
-        raise ValueError(_strange(name, strange, label_manager))
+        raise StrangeLabel(_strange(name, strange, label_manager))
     heads: Sequence = label_manager.foreground_regions if label_manager.has_regions else label_manager.all_labels
     truth = np.stack([np.isin(label, head) for head in heads])
     valid = np.ones(label.shape, dtype=bool)
@@ -103,7 +108,12 @@ def _labeled_case(name: str, image: Any, label: Any, label_manager: LabelManager
 
 
 def unknown_values(label: np.ndarray, label_manager: LabelManager) -> list[int]:
-    """Values of a preprocessed label that `dataset.json` does not name; -1 is nnU-Net's own, for what it cropped."""
+    """Values of a preprocessed label that `dataset.json` does not name, and that nnU-Net's loss has no channel for.
+
+    In no region they are background like any other value. -1 is nnU-Net's own, for what it cropped.
+    """
+    if label_manager.has_regions:
+        return []
     return sorted({int(value) for value in np.unique(label)} - {-1, *_known(label_manager)})
 
 

@@ -74,8 +74,9 @@ class Manifest:
     def is_done(self, case: str, files: list[str]) -> bool:
         """Whether the preprocessed case still follows from its files and from the plans."""
         was = self.cases.get(case, {})
-        facts = recognized(was.get("files"), files) if self.image(case).is_file() else None
-        if facts is None or {**was, "files": facts} != self._record(facts):
+        if {**was, "files": {}} != self._record({}) or not self.image(case).is_file():
+            return False
+        if (facts := recognized(was.get("files"), files)) is None:
             return False
         if facts != was["files"]:  # other times: the next look need not read the files again
             self.cases[case] = self._own[case] = self._record(facts)

@@ -119,6 +119,7 @@ def predict_previous_stage(
     manifest = Manifest.load(stage.folder, stage.settings(), source=stage.configuration)
     shapes = {case: _shape(file)[1:] for case, file in targets.items()}
     jobs = [case for case in images if not _is_done(manifest, case, images[case], shapes[case])]
+    manifest.keep_times()
     if jobs:
         title = f"Predicting unlabeled cases with {stage.configuration}, fold {stage.fold}"
         predictor = _predictor(stage, device)

@@ -248,6 +248,11 @@ def test_a_smaller_network_is_written_and_can_be_edited(plans_file, monkeypatch,
     assert configurations(plans_file)["small"]["patch_size"] == [20] * 3
     main([*command, "--patch-size", "24", "24", "24", "--features", "8", "8", "8", "8"])
     assert len(configurations(plans_file)["small"]["architecture"]["arch_kwargs"]["strides"]) == 4
+    main([*command, "--patch-size", "20", "20", "20", "--features", "8", "8", "8"])
+    with pytest.raises(SystemExit, match="must be divisible by"):  # its own patch, not that of the base
+        main([*command, "--features", "8", "8", "8", "8"])
+    with pytest.raises(SystemExit, match="3d_fullres itself stay as planned"):
+        main(["-d", "901", "--name", "3d_fullres", "--batch-size", "1"])
     assert configurations(plans_file)["full"] == planned
 
 

@@ -261,9 +261,19 @@ def test_check_names_labels_that_dataset_json_does_not_know(ready, capsys):
 
 def test_check_says_when_nnunet_can_find_no_trainer(ready, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # an import of it fails now
+    for more in ([], ["-tr", "nnUNetTrainerSemiSAM"]):
+        assert check.main(["-d", "901", "-c", "3d_fullres", *more]) == 1
+        told = capsys.readouterr().out
+        assert "torchvision cannot be imported" in told and "torch 2" in told and "pip install --force-reinst" in told
+
+
+def test_check_names_a_label_that_cannot_be_read(ready, capsys):
+    folder = ready.preprocessed / "nnUNetPlans_3d_fullres"
+    (folder / "c.pkl").write_bytes(b"\x80\x04")
+    (folder / "a_seg.b2nd").write_bytes(b"no")
     assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
     told = capsys.readouterr().out
-    assert "torchvision cannot be imported" in told and "torch 2" in told and "pip install --force-reinstall" in told
+    assert "2 problem(s)" in told and told.count("run nnUNetv2_preprocess again") == 2
 
 
 def test_check_does_not_send_for_images_that_it_cannot_see(ready, monkeypatch, capsys):
