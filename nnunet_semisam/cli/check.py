@@ -78,18 +78,13 @@ def check_setup(
     from nnunet_semisam.cli.check_folds import check_folds
     from nnunet_semisam.cli.check_images import check_images
     from nnunet_semisam.cli.check_labels import check_labels
-    from nnunet_semisam.cli.lookup import require_torchvision
     from nnunet_semisam.data.dataset import PlannedDataset, switched_on
-    from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
     planned = PlannedDataset.open(dataset, plans_name)
-    lookup = Report()
-    lookup.attempt(require_torchvision)
-    by_name = trainer and not lookup.problems  # else nnU-Net finds none
-    trainers = [_find(trainer)] if by_name else [nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher]
+    report = Report([f"data set: {planned.name}, plans: {planned.plans_file}"])
+    trainers = _trainers(trainer, report)
     configure = partial(trainers[0].preset.with_section, uses_sam=trainers[0].uses_sam)
     chosen = planned.configurations(configurations or _usual(planned))
-    report = Report([f"data set: {planned.name}, plans: {planned.plans_file}"], lookup.problems)
     skips = trainers[0].preset.skip_bad or switched_on(planned, list(chosen), "skip_bad")
     images = check_images(planned, report, skips=skips)
     for name, manager in chosen.items():
@@ -122,6 +117,15 @@ def _classes(planned: PlannedDataset) -> list[str]:
     from nnunet_semisam.data.labeled import class_names
 
     return class_names(planned.plans_manager.get_label_manager(planned.dataset_json))
+
+
+def _trainers(name: str | None, report: Report) -> list[type[SemiSAM]]:
+    """The class of that name; without a name, and where nnU-Net can find none, those of this package."""
+    from nnunet_semisam.cli.lookup import require_torchvision
+    from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
+
+    report.attempt(require_torchvision)
+    return [_find(name)] if name and not report.problems else [nnUNetTrainerSemiSAM, nnUNetTrainerMeanTeacher]
 
 
 def _find(trainer: str) -> type[SemiSAM]:
