@@ -1,7 +1,8 @@
-"""Where the checkpoints of generalists lie: the one fact about the machine that no configuration holds."""
+"""Where the checkpoints of generalists lie, the one fact about the machine that no configuration holds; and sums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -37,3 +38,12 @@ def find_checkpoint(name: str) -> Path:
         f"point {VARIABLE} at the folder that holds it, or give an absolute path; "
         "nnUNetv2_semisam_sam lists and fetches published files"
     )
+
+
+def sha256_of(file: str | os.PathLike) -> str:
+    """Hexadecimal sum of a file's content."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -165,11 +165,6 @@ class SemiSAM(SemiSupervisedStep):
             write_teacher_checkpoint(self.output_folder)
         close_unlabeled_loader(self.dataloader_unlabeled)
 
-    def _reopen(self) -> None:
-        goes_on = 0 < self.current_epoch < self.num_epochs and not self.disable_checkpointing
-        if goes_on and self.local_rank == 0 and reopen(self.output_folder):
-            self.print_to_log_file("semisam: a finished training goes on; its final checkpoint is now the latest")
-
     # --- set-up and files ---------------------------------------------------------------------------------------
 
     def build_sam(self) -> SamAssisted | None:
@@ -185,6 +180,11 @@ class SemiSAM(SemiSupervisedStep):
         with self.autocast():
             labeler.probe(torch.zeros(patch, device=self.device))
         return SamAssisted(self.method, labeler, self.semisam.terms["sam"].every)
+
+    def _reopen(self) -> None:
+        goes_on = 0 < self.current_epoch < self.num_epochs and not self.disable_checkpointing
+        if goes_on and self.local_rank == 0 and reopen(self.output_folder):
+            self.print_to_log_file("semisam: a finished training goes on; its final checkpoint is now the latest")
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:

@@ -61,9 +61,9 @@ def fetch_checkpoint(name: str, url: str | None = None, sha256: str | None = Non
         ValueError: unknown name.
         FetchError: it could not be brought; the message says which file to bring by hand, and where to.
     """
-    from nnunet_semisam.paths import checkpoint_folder
+    from nnunet_semisam.paths import checkpoint_folder, sha256_of
     from nnunet_semisam.sam import list_backends
-    from nnunet_semisam.sam.fetch import Download, FetchError, fetch, sha256_of
+    from nnunet_semisam.sam.fetch import Download, FetchError, fetch
     from nnunet_semisam.sam.registry import find_known
 
     known = find_known(name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from nnunet_semisam.paths import sha256_of
 
 TIFF = (".tif", ".tiff")  # may have their spacing in CASE.json beside them
 Facts = dict[str, list[Any]]  # name of a file -> size, modification time in nanoseconds, SHA-256
@@ -35,15 +36,6 @@ def recognized(was: Any, files: Sequence[str]) -> Facts | None:
         return None
     found = _with_sums(now, files)
     return found if all(found[name][2] == facts[2] for name, facts in was.items()) else None
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _decisive(files: Sequence[str]) -> dict[str, str]:

@@ -26,10 +26,10 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_semisam.data.fingerprint import sha256_of
 from nnunet_semisam.data.manifest import Manifest, settings_hash
 from nnunet_semisam.data.preprocess import partial_folder
 from nnunet_semisam.data.splits import names
+from nnunet_semisam.paths import sha256_of
 
 FOLDER = "semisam_predicted_next_stage"
 NNUNET_FOLDER = "predicted_next_stage"

@@ -6,7 +6,6 @@ What has arrived lies in `FILE.part` until it is complete. Proxies are taken fro
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import shutil
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
+
+from nnunet_semisam.paths import sha256_of
 
 CHUNK = 1 << 18  # bytes
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers of a server after which it is worth trying again
@@ -83,15 +84,6 @@ def fetch(download: Download, say: Callable[[str], None] = print) -> str:
         _drop_if_empty(part)
         raise
     return found
-
-
-def sha256_of(file: Path) -> str:
-    """Hexadecimal sum of a file."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _transfer(download: Download, say: Callable[[str], None]) -> None:
