@@ -17,6 +17,7 @@ from toy_cascade import CASCADE, LOWRES, build_stage, cascade_plans, write_lowre
 from toy_trainer import LABELED, NAME, UNLABELED, case, locations, save_case, weights
 
 from nnunet_semisam.cascade import stage_of
+from nnunet_semisam.data import fingerprint
 from nnunet_semisam.data.previous_stage import FOLDER
 from nnunet_semisam.trainer import nnUNetTrainerMeanTeacher, nnUNetTrainerSemiSAM
 
@@ -115,6 +116,17 @@ def test_a_second_start_predicts_only_what_is_outdated(lowres, predicted):
     train.run_training()
     trained()
     assert len(predicted) == 7
+
+
+def test_copied_images_are_read_once_and_not_predicted_again(lowres, predicted, tmp_path, monkeypatch):
+    trained()
+    for name in UNLABELED:
+        os.utime(tmp_path / "nnUNet_preprocessed" / NAME / "nnUNetPlans_low" / f"{name}.b2nd", ns=(1, 1))
+    reads, original = [], fingerprint.sha256_of
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda path: reads.append(path) or original(path))
+    for _ in range(2):
+        cascaded().on_train_start()
+    assert len(predicted) == len(UNLABELED) == len(reads)
 
 
 def poison(preprocessed):

@@ -1,5 +1,6 @@
 """Many runs side by side with a stub in place of nnU-Net: order, errors, interrupts, and going on afterwards."""
 
+import sys
 import threading
 import time
 
@@ -142,6 +143,14 @@ def test_the_line_of_progress_counts_and_estimates(runs, capsys):
     assert runs[2].title not in line
     assert schedule.take() is runs[2]
     assert f"left; {runs[2].title}" in progress.line()  # what is at work
+
+
+def test_the_line_is_no_longer_than_the_terminal(runs, capsys, monkeypatch):
+    progress = Progress(Schedule(runs, set()), Estimator(runs, lambda run: None), 1)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    progress(runs[0])
+    assert len(capsys.readouterr().out.removeprefix("\r")) == 29
 
 
 def test_slots_share_the_cores_and_take_devices_in_turn():

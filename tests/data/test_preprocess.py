@@ -57,7 +57,8 @@ def test_the_result_is_that_of_nnunet(toy):
 
 
 def test_only_what_is_missing_or_has_changed_is_made(toy, made):
-    files = [toy.image(case, seed=seed) for seed, case in enumerate("xyz")]
+    for seed, case in enumerate("xyz"):
+        toy.image(case, seed=seed)
     run(toy)
     run(toy)
     assert made == ["x", "y", "z"]
@@ -66,7 +67,6 @@ def test_only_what_is_missing_or_has_changed_is_made(toy, made):
     made.clear()
     assert list(run(toy)) == ["v", "x", "y", "z"]
     assert made == ["v", "y"]
-    assert files[1].is_file()
 
 
 def test_a_copy_without_the_times_is_known_by_its_content(toy, made, monkeypatch):
