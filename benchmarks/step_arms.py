@@ -74,7 +74,11 @@ def arms(backends: Sequence[str]) -> list[Arm]:
 
 
 def started(arm: Arm, task: Task) -> Any:
-    """A trainer of the arm, ready for a step with all its terms: SAM is asked about all classes, and was not tuned."""
+    """A trainer of the arm, ready for a step with all its terms: SAM is asked about all classes, and was not tuned.
+
+    On CUDA convolutions choose their kernels by timing them, as nnUNetv2_train has it.
+    """
+    torch.backends.cudnn.benchmark = True
     plans = copy.deepcopy(task.plans) | {"continue_training": False}
     trainer = arm.trainer(plans, task.configuration, task.fold, dict(task.dataset_json), torch.device(task.device))
     if arm.sam is not None:

@@ -54,6 +54,7 @@ class UncertaintyAwareMeanTeacher(SemiMethod):
 
     def _uncertainty(self, mean: Float[Tensor, "U K *S"]) -> Float[Tensor, "U 1 *S"]:
         """From 0 to 1; for regions that of the least certain head."""
+        mean = mean.clamp(0, 1)  # a sum of tenths is more than 1
         if self.outputs.has_regions:
             entropy = -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))
             return entropy.amax(1, keepdim=True) / math.log(2)

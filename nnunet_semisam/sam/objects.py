@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cc3d
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy import ndimage
 from torch import Tensor
 
 from nnunet_semisam.config import SamConfig
@@ -71,7 +71,7 @@ def _split(whole: Objects, prob: Float[Tensor, "U K *S"], config: SamConfig) -> 
 
 def _components(mask: np.ndarray, prob: np.ndarray, config: SamConfig) -> list[np.ndarray]:
     """Masks of up to `config.components` components that are large enough, most probability first."""
-    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    labels, count = cc3d.connected_components(mask, connectivity=8 if mask.ndim == 2 else 26, return_N=True)
     own = labels[mask]  # in a speckled prediction a small part of the box
     sizes = np.bincount(own, minlength=count + 1)[1:]
     mass = np.bincount(own, weights=prob[mask], minlength=count + 1)[1:]

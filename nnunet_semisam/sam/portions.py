@@ -10,7 +10,7 @@ import torch
 
 T = TypeVar("T")
 ALL = 1 << 30
-NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # cuBLAS and cuDNN have no error of their own for it
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine")  # the last two are cuBLAS' and cuDNN's words
 
 
 class Portions:

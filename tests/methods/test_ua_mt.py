@@ -39,6 +39,15 @@ def test_where_the_passes_disagree_nothing_is_believed(regions):
         assert not any(torch.equal(one, other) for other in noisy[number + 1 :])
 
 
+def test_the_surest_voxels_are_believed_however_often_the_teacher_is_asked():
+    """Ten tenths are more than 1 in float32, and a logarithm of what is left to 1 would be NaN."""
+    image = torch.zeros(1, 1, 4, 4)
+    for passes in (8, 10, 11):
+        method = build_method("ua_mt", {"passes": passes}, OutputSpace(2, True))
+        label = method.pseudo_labels(lambda _: torch.ones(1, 2, 4, 4), UnlabeledBatch(image, image, ("a",)))
+        assert label["consistency"].confidence.min() == 1
+
+
 def test_the_limit_is_a_share_of_the_largest_entropy():
     """0.9 and two times 0.05: an entropy of 0.394, 0.359 of ln 3."""
     prob = torch.tensor([0.9, 0.05, 0.05]).view(1, 3, 1, 1)

@@ -346,11 +346,15 @@ class Small:
 
 
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+CUDNN = RuntimeError("FIND was unable to find an engine to execute this computation")
 
 
 @pytest.mark.parametrize(
     "limits",
-    [{"items": 1}, {"items": 3}, {"images": 1}, {"images": 1, "items": 1}, {"items": 2, "error": CUBLAS}],
+    [
+        *({"items": 1}, {"items": 3}, {"images": 1}, {"images": 1, "items": 1}),
+        *({"items": 2, "error": CUBLAS}, {"items": 2, "error": CUDNN}),
+    ],
     ids=str,
 )
 def test_out_of_memory_asks_for_less_with_the_same_answer(kit, limits):

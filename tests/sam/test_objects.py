@@ -52,6 +52,9 @@ def test_voxels_that_touch_at_a_corner_belong_together():
     labels = torch.zeros(1, 6, 12, 12, dtype=torch.long)
     labels[0, 0:3, 0:4, 0:4] = labels[0, 3:6, 4:8, 4:8] = 1
     assert objects_of(labels, components=2).masks.flatten(1).sum(1).tolist() == [96]
+    labels = torch.zeros(1, 20, 20, dtype=torch.long)
+    labels[0, 0:5, 0:5] = labels[0, 5:10, 5:10] = 1
+    assert objects_of(labels, components=2).masks.flatten(1).sum(1).tolist() == [50]
 
 
 def test_a_class_of_specks_is_no_object():
