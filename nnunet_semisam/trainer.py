@@ -7,6 +7,7 @@ planning, augmentation, validation and prediction stay its own.
 from __future__ import annotations
 
 import os
+import time
 from io import BytesIO
 from typing import Any
 
@@ -44,6 +45,7 @@ from nnunet_semisam.trust import settle_trust, tested_trust
 from nnunet_semisam.tuning import tune_generalist
 
 CHECKPOINTS = 20  # in a training, at least: with nnU-Net's 1000 epochs every 50, as there; one of 49 would have none
+LONGEST = 1800  # seconds without a checkpoint: jobs are killed on clusters, and an epoch may take minutes
 
 
 class SemiSAM(SemiSupervisedStep):
@@ -88,6 +90,7 @@ class SemiSAM(SemiSupervisedStep):
         self.readiness = Readiness(self.outputs, class_names(self.label_manager), self.semisam.min_labeled_dice)
         self.iteration = 0
         self.labels_seen: set[str] | None = set()  # cases whose labels these weights have learned from; None: unknown
+        self._saved = time.monotonic()
         self._resumed: dict[str, Any] | None = None
         self._changed: list[str] = []  # since the checkpoint was written
         self._geometry: tuple | None = None
@@ -126,6 +129,8 @@ class SemiSAM(SemiSupervisedStep):
         return self._geometry
 
     def get_dataloaders(self):
+        if self.current_epoch >= self.num_epochs:  # killed in the last validation: nothing is learned any more
+            return super().get_dataloaders()
         asks = bool(self.semisam.active_terms())
         pool = stream.prepare_pool(self, self.semisam) if asks else {}
         stream.note_labels(self, pool)
@@ -149,8 +154,11 @@ class SemiSAM(SemiSupervisedStep):
                 logger.log(f"semisam/{name}", value, self.current_epoch)
 
     def on_epoch_end(self) -> None:
+        usual, overdue = self.save_every, time.monotonic() - self._saved > LONGEST
+        self.save_every = 1 if overdue else usual
         with writing(self.output_folder):
             super().on_epoch_end()
+            self.save_every = usual
             if self.local_rank == 0:
                 self.curves.plot(os.path.join(self.output_folder, "progress_semisam.png"))
 
@@ -190,6 +198,8 @@ class SemiSAM(SemiSupervisedStep):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
+        if not filename.endswith("_best.pth"):  # nnU-Net resumes from the latest, if there is one
+            self._saved = time.monotonic()
         buffer = BytesIO()
         super().save_checkpoint(buffer)
         buffer.seek(0)

@@ -37,6 +37,7 @@ def resumed(file, monkeypatch, plans=lambda configuration: None, **section):
 
 def test_nothing_changed_is_nothing_told(file, monkeypatch):
     built, lines = resumed(file, monkeypatch)
+    built.num_epochs = 4
     built.on_train_start()
     assert lines == []
 
@@ -46,14 +47,22 @@ def test_other_unlabeled_cases_than_before_are_told(file, monkeypatch):
         before = json.load(text)
     with open(record, "w") as text:
         json.dump({**dict(list(before.items())[1:]), "z": "elsewhere"}, text)
+    finished, told = resumed(file, monkeypatch)
+    finished.on_train_start()  # killed in the last validation: nothing is learned any more, the record stays
+    finished.on_train_end()
+    with open(record) as text:
+        assert "z" in json.load(text) and finished.dataloader_unlabeled is None
     built, told = resumed(file, monkeypatch)
+    built.num_epochs = 4
     monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
     built.on_train_start()
     (line,) = [line for line in told if "WARNING" in line]
     assert line.endswith(f"gone are z; new {next(iter(before))}")
     with open(record, "w"):
         pass  # a full disk when it was written
-    resumed(file, monkeypatch)[0].on_train_start()
+    built, _ = resumed(file.replace("final", "latest"), monkeypatch)
+    built.num_epochs = 4
+    built.on_train_start()
     with open(record) as text:
         assert json.load(text) == before
 
@@ -68,7 +77,7 @@ def test_a_case_whose_label_was_learned_from_is_not_unlabeled_afterwards(file, m
     with pytest.raises(ValueError, match="have learned from the labels of l1.*splits_final.json"):
         built.on_train_start()
     assert os.path.isfile(file)  # the finished model stays where a start is refused
-    built, told = resumed(file, monkeypatch, resume_changed=True)
+    built, told = resumed(file, monkeypatch, resume_changed=True, num_epochs=2)
     monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
     built.on_train_start()
     assert any("learned from the labels of l1" in line for line in told)
@@ -76,7 +85,7 @@ def test_a_case_whose_label_was_learned_from_is_not_unlabeled_afterwards(file, m
         assert sorted(json.load(text)) == split["unlabeled"][:-1]  # whose labels the weights have not seen
     built.run_training()
     assert torch.load(file, weights_only=False)[KEY]["labels_seen"] == ["l0", "l1"]
-    built, told = resumed(file, monkeypatch, resume_changed=True)
+    built, told = resumed(file, monkeypatch, resume_changed=True, num_epochs=3)
     monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
     built.on_train_start()
     assert not any("not those of before" in line for line in told)

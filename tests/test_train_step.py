@@ -1,6 +1,7 @@
 """The engine on a toy data set: zero weights equal stock nnU-Net, every term counts, no hidden label does."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -269,6 +270,25 @@ def test_a_length_in_the_section_that_is_not_that_of_the_trainers_name_is_told(t
 def test_a_short_training_writes_checkpoints_as_often_for_its_length_as_a_long_one(toy):
     every = {epochs: build(nnUNetTrainerSemiSAM, short(num_epochs=epochs)).save_every for epochs in (3, 49, 250, 1000)}
     assert every == {3: 1, 49: 2, 250: 12, 1000: 50}
+
+
+def test_after_half_an_hour_the_next_epoch_ends_with_a_checkpoint(toy, monkeypatch):
+    built, written = build(nnUNetTrainerSemiSAM, short(num_epochs=5)), []
+    original = built.save_checkpoint
+    monkeypatch.setattr(built, "save_checkpoint", lambda file: (written.append(os.path.basename(file)), original(file)))
+    built.save_every = 50
+    begin, late = nnUNetTrainerSemiSAM.on_epoch_start, {2, 3}
+
+    def hours_later(self):
+        begin(self)
+        self._saved -= 1801 if self.current_epoch in late else 0
+
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", hours_later)
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "on_train_end", lambda self: None)  # would remove it
+    built.run_training()
+    assert [name for name in written if name != "checkpoint_best.pth"] == ["checkpoint_latest.pth"] * 2
+    checkpoint = torch.load(f"{built.output_folder}/checkpoint_latest.pth", weights_only=False)
+    assert checkpoint["current_epoch"] == 4 and built.save_every == 50
 
 
 def test_a_section_with_a_misspelt_name_stops_the_training(toy, monkeypatch):
