@@ -77,7 +77,7 @@ def check_setup(
     """
     from nnunet_semisam.cli.check_folds import check_folds
     from nnunet_semisam.cli.check_images import check_images
-    from nnunet_semisam.cli.check_labels import check_labels
+    from nnunet_semisam.cli.check_labels import check_labels, check_shapes
     from nnunet_semisam.data.dataset import PlannedDataset, switched_on
 
     planned = PlannedDataset.open(dataset, plans_name)
@@ -98,6 +98,8 @@ def check_setup(
             check_folds(planned, name, images, report, config=config, fold=fold, trainers=trainers)
     if made := [manager for manager in chosen.values() if (planned.folder / manager.data_identifier).is_dir()]:
         check_labels(planned, made[0], report)
+    for manager in made:
+        check_shapes(planned, manager, report)
     return report
 
 

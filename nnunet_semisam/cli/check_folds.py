@@ -14,10 +14,12 @@ from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
 from nnunet_semisam.data.preprocess import open_manifest, preprocessed_elsewhere, raw_folder_of, refuse_vanished
 from nnunet_semisam.data.previous_stage import missing_stage
-from nnunet_semisam.data.raw_pool import FOLDER
+from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER
 from nnunet_semisam.data.splits import (
     DEFAULT_FOLDS,
+    Split,
     collision_problems,
+    names,
     no_case_message,
     num_folds,
     read_split,
@@ -86,7 +88,7 @@ def _check_splits(
     splits_file = planned.folder / "splits_final.json"
     raw = raw_folder_of(planned.name)
     place = (raw or Path(planned.name)) / FOLDER
-    report.problem(*collision_problems(images.usable, known, place))
+    report.problem(*collision_problems(images.usable, known, place, labeled_folder=place.with_name(LABELED_FOLDER)))
     splits = {}
     if fold is None and not splits_file.is_file():
         _announce_default_split(splits_file, known, report, name=name)
@@ -101,13 +103,19 @@ def _check_splits(
                 f"{name}, fold {number}: labeled and validation cases chosen by nnU-Net, {unlabeled} case(s)"
                 if number != "all" and not split.labeled and not split.val
                 else f"{name}, fold {number}: {len(split.labeled) or 'all'} labeled, {unlabeled}, "
-                f"{len(split.val)} validation case(s)"
+                f"{len(split.val)} validation case(s){_left_over(split, known)}"
             )
     hidden = sorted({case for split in splits.values() for case in split.unlabeled})
     if required and not any(images) and not hidden and (splits or fold is None):
         unseen = "" if raw else f"nnUNet_raw is not set or holds no {planned.name}; if your images are there, set it. "
         report.problem(unseen + no_case_message(place, splits_file, fold))
     return hidden
+
+
+def _left_over(split: Split, known: Sequence[str]) -> str:
+    """Preprocessed cases that the fold names nowhere, so that nothing comes of them."""
+    rest = sorted(set(known) - {*split.labeled, *split.unlabeled, *split.val})
+    return f"; {names(rest)} in none of its lists and not used" if rest and split.labeled else ""
 
 
 def _announce_default_split(splits_file: Path, known: list[str], report: Report, *, name: str) -> None:

@@ -1,12 +1,17 @@
-"""The part of `nnUNetv2_semisam_check` about labels: values that nnU-Net preprocesses but cannot train on."""
+"""The part of `nnUNetv2_semisam_check` about labeled cases as nnU-Net has preprocessed them."""
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import blosc2
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
 from nnunet_semisam.data.dataset import PlannedDataset
@@ -21,10 +26,46 @@ def check_labels(planned: PlannedDataset, manager: ConfigurationManager, report:
     """Reads the preprocessed label of every case that no fold hides; what is wrong goes into the report."""
     labels = planned.plans_manager.get_label_manager(planned.dataset_json)
     folder = planned.folder / manager.data_identifier
-    hidden = set().union(*(report.attempt(hidden_cases, planned.folder / "splits_final.json") or {}).values())
-    cases = [case for case in report.attempt(planned.labeled_cases, manager) or [] if case not in hidden]
-    for case in tqdm(cases, desc="Checking labels"):
+    for case in tqdm(_seen_cases(planned, manager, report), desc="Checking labels"):
         report.problem(*_problems(folder, case, labels))
+
+
+def check_shapes(planned: PlannedDataset, manager: ConfigurationManager, report: Report) -> None:
+    """Tells of labeled cases that were preprocessed before the plans were made anew with another spacing.
+
+    Unlabeled images always follow the plans, so the two would differ.
+    """
+    if manager.configuration.get("preprocessor_name") != DefaultPreprocessor.__name__:
+        return
+    for case in _seen_cases(planned, manager, report):
+        file = planned.folder / manager.data_identifier / f"{case}.b2nd"
+        shapes = None
+        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+            shapes = _shapes(file, planned.plans_manager, manager)
+        if shapes and shapes[0] != shapes[1]:
+            report.problem(
+                f"{file}: its shape is {shapes[0]}, but the plans make {shapes[1]} of the image: it was preprocessed "
+                "before they were changed, and unlabeled images will be preprocessed as they are now. Run "
+                f"nnUNetv2_preprocess again (-plans_name {planned.plans_manager.plans_name})"
+            )
+
+
+def _shapes(
+    file: Path, plans_manager: PlansManager, manager: ConfigurationManager
+) -> tuple[list[int], list[int]] | None:
+    """Voxels (z, y, x) of a preprocessed image, and those that nnU-Net would give it now; None where nobody knows."""
+    properties = pickle.loads(file.with_suffix(".pkl").read_bytes())
+    if (before := properties.get("shape_after_cropping_and_before_resampling")) is None:
+        return None
+    spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+    target = [*spacing[: len(spacing) - len(manager.spacing)], *manager.spacing]  # 2D: slices stay as they are
+    planned = compute_new_shape(before, spacing, target)
+    return list(blosc2.open(str(file), mode="r").shape[1:]), [int(side) for side in planned]
+
+
+def _seen_cases(planned: PlannedDataset, manager: ConfigurationManager, report: Report) -> list[str]:
+    hidden = set().union(*(report.attempt(hidden_cases, planned.folder / "splits_final.json") or {}).values())
+    return [case for case in report.attempt(planned.labeled_cases, manager) or [] if case not in hidden]
 
 
 def _problems(folder: Path, case: str, labels: LabelManager) -> list[str]:

@@ -124,8 +124,8 @@ def _geometry_problems(files: Sequence[str]) -> list[str]:
     except RuntimeError:  # the reader will say
         return []
     return [
-        f"{file}: its {what} is {now}, but that of {Path(files[0]).name} is {was}: the channels of a case must lie on "
-        "each other. Resample it to the first channel, or correct the header."
+        f"{file}: its {what} is {_short_of(now)}, but that of {Path(files[0]).name} is {_short_of(was)}: the channels "
+        "of a case must lie on each other. Resample it to the first channel, or correct the header."
         for file, other in zip(files[1:], others, strict=True)
         for what, was, now in _differences(first, other)
     ]
@@ -143,19 +143,21 @@ def _geometry(file: str) -> dict[str, list[float]]:
         "orientation": reader.GetDirection(),
         "origin": reader.GetOrigin(),
     }
-    return {name: [round(float(value), 4) for value in values] for name, values in found.items()}
+    return {name: [float(value) for value in values] for name, values in found.items()}
+
+
+def _short_of(values: list[float]) -> list[float]:
+    return [float(f"{value:.7g}") for value in values]
 
 
 def _differences(one: dict, other: dict) -> list[tuple[str, list[float], list[float]]]:
-    """Rounding is forgiven: a hundredth in spacing and orientation, half a voxel of the origin."""
+    """Forgiven is a hundredth in orientation, half a voxel of the origin, and of the spacing what nnU-Net forgives."""
     if len(one["shape"]) != len(other["shape"]) or one["shape"] != other["shape"]:
         return [("shape", one["shape"], other["shape"])]
-    limits = {"spacing": 0.01 * min(one["spacing"]), "orientation": 0.01, "origin": 0.5 * min(one["spacing"])}
-    return [
-        (name, one[name], other[name])
-        for name, limit in limits.items()
-        if np.abs(np.subtract(one[name], other[name])).max() > limit
-    ]
+    found = [] if np.allclose(one["spacing"], other["spacing"]) else ["spacing"]
+    limits = {"orientation": 0.01, "origin": 0.5 * min(one["spacing"])}
+    found += [name for name, limit in limits.items() if np.abs(np.subtract(one[name], other[name])).max() > limit]
+    return [(name, one[name], other[name]) for name in found]
 
 
 def _short(error: BaseException) -> str:

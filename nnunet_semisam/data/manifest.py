@@ -60,7 +60,11 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path, settings: str, source: str = "imagesUn") -> Manifest:
-        """The manifest of `folder`; a missing or damaged file counts as empty, so that everything is made again."""
+        """The manifest of `folder`; a missing or damaged file counts as empty, so that everything is made again.
+
+        Raises:
+            OSError: it is there, but cannot be read.
+        """
         return cls(folder, settings, source, _cases_in(_file_of(folder)))
 
     @property
@@ -98,15 +102,23 @@ class Manifest:
 
     def outdated_cases(self) -> list[str]:
         """Cases that were in the source, but were made with other settings than the present ones."""
-        return [case for case in self.present_cases() if self.cases[case].get("settings") != self.settings]
+        return [case for case in self.present_cases() if self.is_outdated(case)]
+
+    def is_outdated(self, case: str) -> bool:
+        """Was the case made with other settings than the present ones?"""
+        return self.cases.get(case, {}).get("settings", self.settings) != self.settings
 
     def present_cases(self) -> list[str]:
         """Recorded cases that were in the source when somebody last looked there, in order."""
         own = (case for case, record in self.cases.items() if record.get("source") == self.source)
         return sorted(case for case in own if REMOVED not in self.cases[case])
 
-    def note_present(self, cases: Iterable[str]) -> None:
-        """Marks recorded cases of the source as removed unless they are among `cases`, all that it holds now."""
+    def note_present(self, cases: Iterable[str]) -> list[str]:
+        """Marks recorded cases of the source as removed unless they are among `cases`, all that it holds now.
+
+        Returns:
+            Those that were not marked before.
+        """
         present = set(cases)
         recorded = self.cases | _cases_in(self.file)
         own = {case: record for case, record in recorded.items() if record.get("source") == self.source}
@@ -115,6 +127,7 @@ class Manifest:
         }
         if marks != own:
             self.save(marks)
+        return sorted(case for case, record in own.items() if case not in present and REMOVED not in record)
 
     def add(self, case: str, files: list[str]) -> None:
         """Record a case as done; the file follows soon, so that a kill loses little."""
@@ -167,7 +180,7 @@ def _file_of(folder: Path) -> Path:
 def _cases_in(file: Path) -> dict[str, dict[str, Any]]:
     try:
         cases = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):  # not: "you may not read it", which would make everything again
         return {}
     if not isinstance(cases, Mapping):
         return {}

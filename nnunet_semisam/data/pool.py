@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_semisam.data.dataset import labeled_cases
 from nnunet_semisam.data.hidden import preprocess_hidden
 from nnunet_semisam.data.preprocess import preprocess_unlabeled, raw_folder_of
-from nnunet_semisam.data.raw_pool import FOLDER
+from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER
 from nnunet_semisam.data.splits import collision_problems, no_case_message, read_split
 
 
@@ -47,7 +47,7 @@ def unlabeled_pool(
     split = read_split(splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
     managers = plans_manager, configuration_manager, dataset_json
     images = preprocess_unlabeled(name, *managers, num_processes=num_processes, skipped=skipped)
-    problems = collision_problems(images, known, raw_folder / FOLDER)
+    problems = collision_problems(images, known, raw_folder / FOLDER, labeled_folder=raw_folder / LABELED_FOLDER)
     if problems and skipped is None:
         raise ValueError("\n".join(problems))
     if problems:

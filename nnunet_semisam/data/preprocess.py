@@ -33,6 +33,7 @@ from nnunet_semisam.data.image_checks import file_problems, has_volumes, image_p
 from nnunet_semisam.data.label_like import label_problems
 from nnunet_semisam.data.manifest import Manifest, settings_hash
 from nnunet_semisam.data.raw_pool import FOLDER, list_unlabeled
+from nnunet_semisam.data.splits import names
 
 PARTIAL = ".partial-"
 ONE_DAY = 24 * 3600
@@ -47,6 +48,15 @@ _OUTDATED = (
     "{count} unlabeled cases of {file} were preprocessed with other plans or another nnU-Net version, and there is no "
     "raw data set folder {name} to make them again from; preprocess where it is (nnUNetv2_semisam_preprocess), with "
     "the nnU-Net of this machine, or leave them out for good (the same command with --forget)"
+)
+_REMADE = (
+    "semisam: {names} preprocessed again, because the plans (spacing, normalisation, intensities) or nnU-Net's version "
+    "changed. Trainings that are running read the same files in {folder}"
+)
+_GONE = "semisam: {names} not in {folder} any more, and not used (the preprocessed image is kept)"
+_LOST = (
+    "{names} recorded in {file} as preprocessed, but not in {folder}. Copy the whole folder, or leave these cases out: "
+    "delete their entries of that file"
 )
 
 
@@ -96,11 +106,14 @@ def preprocessed_elsewhere(manifest: Manifest, dataset_name: str) -> dict[str, P
     """The unlabeled cases of a machine that does not have the raw folder.
 
     Raises:
-        ValueError: some were preprocessed with other plans or another nnU-Net.
+        ValueError: some were preprocessed with other plans or another nnU-Net, or their images are missing.
     """
     if old := manifest.outdated_cases():
         raise ValueError(_OUTDATED.format(count=len(old), file=manifest.file, name=dataset_name))
-    return manifest.finished_cases()
+    finished = manifest.finished_cases()
+    if lost := [case for case in manifest.present_cases() if case not in finished]:
+        raise ValueError(_LOST.format(names=names(lost), file=manifest.file, folder=manifest.folder))
+    return finished
 
 
 def _listed(
@@ -111,7 +124,8 @@ def _listed(
     cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
     if not cases and len(skipped or ()) == told:
         refuse_vanished(manifest, raw_folder)
-    manifest.note_present(cases)
+    if gone := manifest.note_present(cases):
+        print(_GONE.format(names=names(gone), folder=raw_folder / FOLDER))
     return cases
 
 
@@ -142,6 +156,8 @@ def make_missing(
     manifest.keep_times()
     if not jobs:
         return set()
+    if old := [case for case, _ in jobs if manifest.is_outdated(case)]:
+        print(_REMADE.format(names=names(old), folder=manifest.folder))
     title = f"Preprocessing unlabeled cases ({managers[1].data_identifier})"
     with (
         partial_folder(manifest.folder) as partial,
@@ -231,6 +247,8 @@ class Work:
         spacing = pickle.loads(Path(f"{out}.pkl").read_bytes())["spacing"]
         if problems := [*problems, *spacing_problems(files[0], spacing, has_volumes(self.plans_manager))]:
             raise ValueError("\n".join(problems))
+        if self._done_by_others(case, files):  # while this process was at it; a training may have it open
+            return
         for ending in ("_seg.b2nd", ".pkl", ".b2nd"):  # the image last: it is what counts as done
             os.replace(out + ending, self.folder / (case + ending))
 

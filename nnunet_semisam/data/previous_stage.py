@@ -148,7 +148,7 @@ def missing_stage(stage: PreviousStage) -> str:
     trainer, dataset = stage.model_folder.name.split("__")[0], stage.plans_manager.dataset_name
     return (
         f"{stage.cascade} needs {stage.configuration} first, but there is no {stage.checkpoint}; run: "
-        f"nnUNetv2_train {dataset} {stage.configuration} {stage.fold} -tr {trainer}"
+        f"nnUNetv2_train {dataset} {stage.configuration} {stage.fold} -tr {trainer} -p {stage.plans_manager.plans_name}"
     )
 
 

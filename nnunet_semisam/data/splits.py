@@ -7,6 +7,7 @@ the stock trainer on the same fold is the supervised baseline with the same labe
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -116,15 +117,29 @@ def training_cases_in_val(split: Split, splits_file: str | Path, fold: int | str
     return [f'fold {fold} of {splits_file}: {names(both)} in "train" and in "val"; its Dice flatters.'] if both else []
 
 
-def collision_problems(raw_cases: Iterable[str], known: Collection[str], images_folder: str | Path) -> list[str]:
-    """Names that an image of `imagesUn` shares with a labeled case; empty if there are none."""
-    shared = sorted(set(raw_cases) & set(known))
-    if not shared:
-        return []
-    return [
-        f"{images_folder}: {names(shared)} also the name of a case of imagesTr; rename the images in imagesUn (or "
-        'remove them and list the case under "unlabeled" in splits_final.json to hide its label).'
-    ]
+def collision_problems(
+    raw_cases: Iterable[str], known: Collection[str], images_folder: str | Path, *, labeled_folder: Path | None = None
+) -> list[str]:
+    """Names that an image of `imagesUn` shares with a labeled case; empty if there are none.
+
+    Args:
+        known: names of labeled cases.
+        labeled_folder: with the raw images of the labeled cases, if `known` were preprocessed: some may be gone.
+    """
+    both, moved, problems = sorted(set(raw_cases) & set(known)), [], []
+    if labeled_folder and labeled_folder.is_dir():
+        moved = [case for case in both if not any(labeled_folder.glob(f"{glob.escape(case)}_0000.*"))]
+    if shared := [case for case in both if case not in moved]:
+        problems.append(
+            f"{images_folder}: {names(shared)} also the name of a case of imagesTr; rename the images in imagesUn (or "
+            'remove them and list the case under "unlabeled" in splits_final.json to hide its label).'
+        )
+    if moved:
+        problems.append(
+            f"{images_folder}: {names(moved)} among the preprocessed labeled cases, but not in {labeled_folder} any "
+            "more. Run nnUNetv2_preprocess again, which leaves out what is gone, and take it out of splits_final.json."
+        )
+    return problems
 
 
 def no_case_message(images_folder: str | Path, splits_file: str | Path, fold: int | str | None) -> str:

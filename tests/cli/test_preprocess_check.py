@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from toy_dataset import NAME, ToyDataset, toy  # noqa: F401 (a fixture)
+from toy_dataset import NAME, SHAPE, ToyDataset, toy  # noqa: F401 (a fixture)
 
 from nnunet_semisam.cli import check, preprocess
 
@@ -83,7 +85,7 @@ def test_check_of_one_fold_and_of_all(ready, capsys):
 
 
 def test_check_lists_all_problems_and_returns_1(ready, capsys):
-    ready.image("a")
+    shutil.copy(ready.image("a"), ready.raw / "imagesTr")
     ready.image("bad").write_bytes(b"")
     (ready.raw / "imagesUn" / "label.nii.gz").touch()
     ready.splits({"train": ["a", "b"], "unlabeled": ["b"], "val": ["zebra"]})
@@ -421,3 +423,29 @@ def test_check_warns_of_a_label_under_the_name_of_an_image(ready, capsys):
     assert check.main(["-d", "901"]) == 1
     told = capsys.readouterr().out
     assert "oops_0000.nii.gz: holds nothing but 0, 1, which are values of labels" in told and "WARNING" not in told
+
+
+def test_check_tells_of_labeled_cases_older_than_the_plans(ready, capsys):
+    """And not of hidden ones, whose properties are nobody's business; 2D plans say nothing of slices."""
+    for case in "ad":
+        file = ready.preprocessed / "nnUNetPlans_3d_fullres" / f"{case}.pkl"
+        properties = pickle.loads(file.read_bytes())
+        file.write_bytes(pickle.dumps(properties | {"shape_after_cropping_and_before_resampling": SHAPE}))
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+    capsys.readouterr()
+    ready.edit_plans(spacing=[2.0, 1.0, 1.0])
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    told = capsys.readouterr().out
+    half = [SHAPE[0] // 2, *SHAPE[1:]]
+    for case in "ad":
+        assert f"{case}.b2nd: its shape is {list(SHAPE)}, but the plans make {half}" in told
+    assert "nnUNetv2_preprocess again (-plans_name nnUNetPlans)" in told
+
+
+def test_check_names_the_preprocessed_cases_that_a_fold_does_not_use(ready, capsys):
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+    told = capsys.readouterr().out
+    assert "fold 0: 1 labeled, 1 hidden + 1 from imagesUn unlabeled, 1 validation case(s); 'd' is in none" in told
+    ready.splits({"train": ["a", "d"], "unlabeled": ["b"], "val": ["c"]})
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+    assert "in none of its lists" not in capsys.readouterr().out

@@ -146,6 +146,7 @@ NAMES = {
 SECOND = {
     "another shape": (VALUES[1:], np.eye(4), "its shape is", "Resample"),
     "another spacing": (VALUES, np.diag([1, 1, 1.3, 1]), "its spacing is", "Resample"),
+    "a little off": (VALUES, np.diag([1, 1, 1.00003, 1]), "its spacing is [1.0, 1.0, 1.00003]", "Resample"),
     "another origin": (
         VALUES,
         np.array([[1, 0, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -160,6 +161,58 @@ def test_without_the_raw_folder_what_was_made_is_used(toy, monkeypatch):
     toy.edit_plans(spacing=[2.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="1 unlabeled cases of .*preprocessed with other plans or another nnU-Net"):
         run(toy)  # not silently without them
+
+
+def test_images_that_were_not_copied_are_missed(toy, monkeypatch):
+    for seed, case in enumerate("xy"):
+        toy.image(case, seed=seed)
+    made = run(toy)
+    monkeypatch.delenv("nnUNet_raw")
+    made["y"].unlink()
+    with pytest.raises(ValueError, match="'y' is recorded in .*_unlabeled.json as preprocessed, but not in .*Copy"):
+        run(toy)
+
+
+def test_what_is_used_no_more_and_what_is_made_again_is_said(toy, capsys):
+    for seed, case in enumerate("xy"):
+        removed = toy.image(case, seed=seed)
+    run(toy)
+    assert capsys.readouterr().out == ""
+    removed.unlink()
+    run(toy)
+    assert f"'y' is not in {toy.raw / 'imagesUn'} any more" in capsys.readouterr().out
+    toy.edit_plans(spacing=[2.0, 1.0, 1.0])
+    run(toy)
+    assert "'x' is preprocessed again, because the plans" in capsys.readouterr().out
+    run(toy)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_record_that_may_not_be_read_is_not_an_empty_one(toy, monkeypatch):
+    toy.image("x")
+    folder = run(toy)["x"].parent
+
+    def forbidden(file):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(PermissionError, match="_unlabeled.json"):
+        Manifest.load(folder, "any")
+
+
+def test_who_comes_second_leaves_a_case_as_it_is(toy, monkeypatch):
+    """A training that started with the first one may have it open."""
+    toy.image("x")
+    made, original = [], preprocess.Work._label_problems
+
+    def slow(work, files):
+        if not made:
+            made.append(None)
+            made[0] = run(toy)["x"].stat().st_ino
+        return original(work, files)
+
+    monkeypatch.setattr(preprocess.Work, "_label_problems", slow)
+    assert run(toy)["x"].stat().st_ino == made[0]
 
 
 @pytest.mark.parametrize("loss", ["not mounted", "dangling link", "no folder"])
@@ -385,7 +438,10 @@ def test_an_empty_pool_and_a_shared_name_are_told(toy, monkeypatch):
         toy.preprocessed_case(case)
     with pytest.raises(ValueError, match="no unlabeled case.*imagesUn.*splits_final.json"):
         unlabeled_pool(*toy.managers(), 0)
-    toy.image("a")
+    file = toy.image("a")
+    with pytest.raises(ValueError, match="'a' is among the preprocessed labeled cases, but not in .*imagesTr any more"):
+        unlabeled_pool(*toy.managers(), 0, num_processes=1)
+    shutil.copy(file, toy.raw / "imagesTr")
     with pytest.raises(ValueError, match="'a' is also the name"):
         unlabeled_pool(*toy.managers(), 0, num_processes=1)
 

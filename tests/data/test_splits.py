@@ -139,6 +139,16 @@ def test_an_image_must_not_share_its_name_with_a_labeled_case():
     assert collision_problems(["x"], KNOWN, "raw/imagesUn") == []
 
 
+def test_a_labeled_case_that_was_moved_away_but_not_preprocessed_again_gets_its_own_cure(tmp_path):
+    (labeled := tmp_path / "imagesTr").mkdir()
+    (labeled / "a_0000.nii.gz").touch(), (labeled / "b_2_0000.nii.gz").touch()
+    shared, moved = collision_problems(["a", "b"], KNOWN, tmp_path / "imagesUn", labeled_folder=labeled)
+    assert "'a' is also" in shared and "rename" in shared
+    assert "'b' is among the preprocessed" in moved and str(labeled) in moved and "nnUNetv2_preprocess" in moved
+    (kept,) = collision_problems(["b"], KNOWN, tmp_path / "imagesUn", labeled_folder=tmp_path / "elsewhere")
+    assert "rename" in kept
+
+
 def test_no_case_at_all_tells_both_places():
     message = no_case_message("raw/imagesUn", "pre/splits_final.json", 0)
     assert "raw/imagesUn" in message and "pre/splits_final.json" in message and '"unlabeled"' in message
