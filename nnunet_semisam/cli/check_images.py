@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunet_semisam.data.copies import copied_images
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.image_checks import has_volumes, open_problems
 from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files, label_problems
+from nnunet_semisam.data.likeness import starts_at_zero, unlike_labeled
 from nnunet_semisam.data.preprocess import raw_folder_of
 from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER, files_per_case, scan_unlabeled
 from nnunet_semisam.data.splits import names
@@ -49,6 +52,7 @@ def check_images(planned: PlannedDataset, report: Report, *, skips: bool) -> Ima
     if skips:
         report.warning(*(f"left out, since skip_bad is true: {problem}" for problem in report.problems[known:]))
         del report.problems[known:]
+    _compare(planned, report, raw_folder, {case: cases[case] for case in usable})
     for file, twin in copied_images(raw_folder):
         report.warning(
             f"{raw_folder / FOLDER}: {file} is a copy of {LABELED_FOLDER}/{twin}. As a validation case it would be "
@@ -62,6 +66,7 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
     """The cases whose content is wrong."""
     labels: list[str] = []
     endless: list[str] = []
+    offset: list[str] = []
     found: list[str] = []  # in the case that is looked at
     bad = set()
 
@@ -70,6 +75,7 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
         if not found:
             labels.extend(Path(file).name for file in label_like_files(files, image))
             endless.extend(Path(file).name for file in not_finite_files(files))
+            offset.extend([Path(files[0]).name] * starts_at_zero(image, planned.plans_manager.plans, content))
 
     manager, content = planned.plans_manager, planned.dataset_json
     num_files, volumes = files_per_case(raw_folder, content), has_volumes(manager)
@@ -79,11 +85,27 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
         found.extend(open_problems({case: files}, reader, content, num_files=num_files, volumes=volumes, look=look))
         report.problem(*found)
         bad |= {case} if found else set()
-    _warn(report, f"{raw_folder / FOLDER}", labels, endless)
+    _warn(report, f"{raw_folder / FOLDER}", labels, endless, offset)
     return bad
 
 
-def _warn(report: Report, folder: str, labels: list[str], endless: list[str]) -> None:
+def _compare(planned: PlannedDataset, report: Report, raw_folder: Path, usable: dict[str, list[str]]) -> None:
+    """Warns of images that lie unlike all labeled ones."""
+    content = copy.deepcopy(planned.dataset_json)  # nnU-Net writes absolute paths into it
+    if "dataset" not in content and not (raw_folder / LABELED_FOLDER).is_dir():
+        return
+    entries = get_filenames_of_train_images_and_targets(str(raw_folder), content)
+    labeled = {case: entry["images"] for case, entry in entries.items()}
+    reader = planned.plans_manager.image_reader_writer_class.__name__
+    report.warning(*(f"{raw_folder / FOLDER}: {text}" for text in unlike_labeled(usable, labeled, reader)))
+
+
+def _warn(report: Report, folder: str, labels: list[str], endless: list[str], offset: list[str]) -> None:
+    if offset:
+        report.warning(
+            f"{folder}: {names(offset)} without any negative value, which labeled CT images have in their foreground. "
+            "CT values are Hounsfield units, air at -1000; take the offset off where they were stored from 0 on."
+        )
     if endless:
         report.warning(
             f"{folder}: {names(endless)} not finite everywhere (NaN or infinite voxels). SimpleITK reads 0 there, in "

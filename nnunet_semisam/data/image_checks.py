@@ -120,7 +120,7 @@ def _geometry_problems(files: Sequence[str]) -> list[str]:
     if len(files) < 2 or not all(Path(file).name.endswith(WITH_GEOMETRY) for file in files):
         return []
     try:
-        first, *others = [_geometry(file) for file in files]
+        first, *others = [geometry(file) for file in files]
     except RuntimeError:  # the reader will say
         return []
     return [
@@ -131,7 +131,8 @@ def _geometry_problems(files: Sequence[str]) -> list[str]:
     ]
 
 
-def _geometry(file: str) -> dict[str, list[float]]:
+def geometry(file: str) -> dict[str, list[float]]:
+    """What the header of an image says of where it lies: shape, spacing, orientation and origin (x, y, z)."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
