@@ -74,6 +74,8 @@ class SemiSupervisedStep(Optimization):
                 terms = self.method.terms(self.network, unlabeled, pseudo, labeled) if pseudo else {}
                 unsupervised = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
             self.backward(unsupervised)
+        used = {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
+        del pseudo  # as large as the network's output, twice
         with self.autocast():
             output = self.network(labeled.image)
             supervised = self.loss(output, labeled.target)
@@ -82,7 +84,7 @@ class SemiSupervisedStep(Optimization):
         losses = {**terms, "supervised": supervised}
         counts = self.readiness.counts(output, labeled.target)
         counts |= self.collapse.shares(labeled.target, random_crops(self, len(labeled.image)))
-        found = self.record(losses, self.clipped_norm(), pseudo, counts)
+        found = self.record(losses, self.clipped_norm(), used, counts)
         if not self.guard.allows(self, found, (*losses, GRADIENT), (*labeled.keys, *unlabeled.keys)):
             return SKIPPED
         self.step_optimizer()
@@ -104,10 +106,9 @@ class SemiSupervisedStep(Optimization):
                 teacher(unlabeled.image)
         return {name: label for name, label in pseudo.items() if weights.get(name, 0) > 0}
 
-    def record(self, losses: dict, norm: torch.Tensor, pseudo: dict, counts: dict) -> list[float]:
+    def record(self, losses: dict, norm: torch.Tensor, used: dict, counts: dict) -> list[float]:
         """Notes the numbers of this iteration, in one transfer from the device; returns which are not finite."""
-        values = {f"loss/{name}": term for name, term in losses.items()}
-        values |= {f"used_voxels/{name}": (label.confidence > 0).float().mean() for name, label in pseudo.items()}
+        values = {**{f"loss/{name}": term for name, term in losses.items()}, **used}
         found = {"bad": not_finite({**losses, GRADIENT: norm}), **counts}
         own, shared = fetch(values, found, is_ddp=self.is_ddp)
         for line in self.collapse.update(shared):
@@ -116,7 +117,7 @@ class SemiSupervisedStep(Optimization):
         if dice := self.readiness.dice():
             self.curves.add({"labeled_dice": min(dice.values())})
         self.curves.add({name: value for name, value in own.items() if math.isfinite(value)})
-        if "sam" in pseudo:
+        if "used_voxels/sam" in used:
             stats = dict(self.sam_assisted.labeler.stats)
             if not stats["items"]:  # nobody was asked: no agreement to speak of
                 stats.pop("agreement")

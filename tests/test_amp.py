@@ -40,9 +40,10 @@ class Unscaled(Scaled):
 class Noting(Scaled):
     """Notes the type of every pseudo-label and of its confidence."""
 
-    def record(self, losses, norm, pseudo, *more):
+    def pseudo_labels(self, *of):
+        pseudo = super().pseudo_labels(*of)
         self.believed.extend(part.dtype for label in pseudo.values() for part in (label.prob, label.confidence))
-        return super().record(losses, norm, pseudo, *more)
+        return pseudo
 
 
 class Overflowing(Scaled):

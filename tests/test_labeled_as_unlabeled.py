@@ -71,13 +71,14 @@ def test_voxels_without_annotation_get_the_unlabeled_losses(toy, tmp_path, monke
         save_case(image, seg, properties, str(tmp_path / CASES / "nnUNetPlans_toy" / name))
     without_unlabeled(tmp_path / CASES / "splits_final.json")
     seen = []
-    step = nnUNetTrainerSemiSAM.record
+    ask = nnUNetTrainerSemiSAM.pseudo_labels
 
-    def look(self, losses, norm, pseudo, *rest):
+    def look(self, *of):
+        pseudo = ask(self, *of)
         seen.append(pseudo["consistency"].confidence.min().item())
-        return step(self, losses, norm, pseudo, *rest)
+        return pseudo
 
-    monkeypatch.setattr(nnUNetTrainerSemiSAM, "record", look)
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "pseudo_labels", look)
     trainer = trained(section=short(**KEY), labels={**LABELS, "ignore": 3})
     assert seen == [1.0] * 3 and trainer.curves.epochs["loss/consistency"][0] > 0
 

@@ -118,3 +118,24 @@ def test_dice_lets_go_of_what_the_target_has_only_a_shade_of():
         soft_dice(prob, target, ones(target)).backward()
         pulls.append(prob.grad.abs().sum().item())
     assert pulls[0] < 0.001 * pulls[2] and pulls[1] < 0.1 * pulls[2]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_backward_pass_keeps_nothing_but_what_there_is_already(name):
+    """With many classes each further tensor takes as much as the network's output."""
+    prob, target, confidence = torch.rand(2, 5, 8, 8).requires_grad_(), torch.rand(2, 5, 8, 8), torch.rand(2, 1, 8, 8)
+    known, kept = {tensor.data_ptr() for tensor in (prob, target, confidence)}, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        LOSSES[name](prob, target, confidence).backward()
+    assert len(kept) >= 3 and all(tensor.data_ptr() in known or tensor.numel() <= 5 for tensor in kept)
+
+
+def test_the_gradient_is_that_of_the_formula():
+    prob, target, confidence = torch.rand(2, 5, 8, 8).requires_grad_(), torch.rand(2, 5, 8, 8), torch.rand(2, 1, 8, 8)
+    (3 * LOSSES["mse"](prob, target, confidence)).backward()
+    torch.testing.assert_close(prob.grad, 3 * 2 * (prob - target).detach() * confidence / prob.numel())
+    prob.grad = None
+    (3 * LOSSES["dice"](prob, target, confidence)).backward()
+    own, other = (prob.detach() ** 2).sum((0, 2, 3)), (target**2).sum((0, 2, 3))
+    factor = (other / (other + 1) / (own + other + 1) / 5).view(1, 5, 1, 1)
+    torch.testing.assert_close(prob.grad, 3 * 2 * (prob - target).detach() * confidence * factor)
