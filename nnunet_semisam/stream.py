@@ -46,6 +46,7 @@ def prepare_pool(trainer: nnUNetTrainer, config: SemiSAMConfig) -> dict[str, Pat
             allow_unlabeled_val=config.allow_unlabeled_val,
             skipped=skipped,
             required=not config.labeled_as_unlabeled,
+            say=trainer.print_to_log_file,
         )
         if trainer.is_cascaded:
             ready = cascade.prepare_previous_stage(trainer, allow_val=config.allow_unlabeled_val, skipped=skipped)

@@ -108,7 +108,7 @@ class SemiSAM(SemiSupervisedStep):
             self.initialize()
         resumed, self._resumed = self._resumed, None
         if self.semisam.active_terms():
-            self.sam_assisted = self.build_sam()
+            self.sam_assisted = None if self.is_finished else self.build_sam()
             self.teacher = EmaTeacher(self.network, self.outputs, decay=self.semisam.ema_decay)
             if resumed is not None and resumed["teacher"] is not None:
                 self.teacher.load_state_dict(resumed["teacher"])
@@ -118,6 +118,8 @@ class SemiSAM(SemiSupervisedStep):
                 self.trust = settle_trust(self, self.sam_assisted.labeler, tested_trust(resumed))
             tune_generalist(self, self.sam_assisted.labeler.backend)
             self.sam_assisted = self.sam_assisted if any(self.trust.values()) else None
+        elif self.is_finished:
+            self.trust = (resumed or {}).get("trust")
         if resumed and self.local_rank == 0:
             restore_random_state(resumed["random_state"])
         elif resumed:  # the file has the generators of rank 0; the others must not draw the same
@@ -129,7 +131,7 @@ class SemiSAM(SemiSupervisedStep):
         return self._geometry
 
     def get_dataloaders(self):
-        if self.current_epoch >= self.num_epochs:  # killed in the last validation: nothing is learned any more
+        if self.is_finished:
             return super().get_dataloaders()
         asks = bool(self.semisam.active_terms())
         pool = stream.prepare_pool(self, self.semisam) if asks else {}
@@ -154,7 +156,8 @@ class SemiSAM(SemiSupervisedStep):
                 logger.log(f"semisam/{name}", value, self.current_epoch)
 
     def on_epoch_end(self) -> None:
-        usual, overdue = self.save_every, time.monotonic() - self._saved > LONGEST
+        overdue = time.monotonic() - self._saved > LONGEST and not self.disable_checkpointing
+        usual = self.save_every
         self.save_every = 1 if overdue else usual
         with writing(self.output_folder):
             super().on_epoch_end()
@@ -174,6 +177,11 @@ class SemiSAM(SemiSupervisedStep):
         close_unlabeled_loader(self.dataloader_unlabeled)
 
     # --- set-up and files ---------------------------------------------------------------------------------------
+
+    @property
+    def is_finished(self) -> bool:
+        """Is nothing learned any more? Continued after a kill in the last validation, a training only validates."""
+        return bool(self.current_epoch >= self.num_epochs)
 
     def build_sam(self) -> SamAssisted | None:
         """The method with SAM at its side; None where no term asks for SAM.

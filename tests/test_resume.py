@@ -20,7 +20,7 @@ def file(toy):  # noqa: F811
 
 
 def resumed(file, monkeypatch, plans=lambda configuration: None, **section):
-    """A trainer that has loaded the checkpoint, and what it has logged."""
+    """A trainer that has loaded the checkpoint, and the warnings that it logs, then and later."""
     original, lines = toy_trainer.plans, []
 
     def changed(patch_size):
@@ -29,16 +29,27 @@ def resumed(file, monkeypatch, plans=lambda configuration: None, **section):
         return content
 
     monkeypatch.setattr(toy_trainer, "plans", changed)
-    monkeypatch.setattr(nnUNetTrainerSemiSAM, "print_to_log_file", lambda self, *words, **_: lines.append(words[0]))
+
+    def note(self, *words, **_):
+        lines.extend(word for word in words[:1] if "WARNING" in str(word))
+
+    monkeypatch.setattr(nnUNetTrainerSemiSAM, "print_to_log_file", note)
     built = build(nnUNetTrainerSemiSAM, short(**section), continue_training=True)
     built.load_checkpoint(file)
-    return built, [line for line in lines if isinstance(line, str) and "WARNING" in line]
+    return built, lines
+
+
+def goes_on(built):
+    """The training that wrote the checkpoint was finished."""
+    built.num_epochs += 3
+    built.disable_checkpointing = True  # the file stays where it is
+    built.on_train_start()
+    assert built.dataloader_unlabeled is not None
 
 
 def test_nothing_changed_is_nothing_told(file, monkeypatch):
     built, lines = resumed(file, monkeypatch)
-    built.num_epochs = 4
-    built.on_train_start()
+    goes_on(built)
     assert lines == []
 
 
@@ -47,11 +58,13 @@ def test_other_unlabeled_cases_than_before_are_told(file, monkeypatch):
         before = json.load(text)
     with open(record, "w") as text:
         json.dump({**dict(list(before.items())[1:]), "z": "elsewhere"}, text)
+    trust = torch.load(file, weights_only=False)[KEY]["trust"]
     finished, told = resumed(file, monkeypatch)
     finished.on_train_start()  # killed in the last validation: nothing is learned any more, the record stays
     finished.on_train_end()
     with open(record) as text:
         assert "z" in json.load(text) and finished.dataloader_unlabeled is None
+    assert finished.sam_assisted is None and trust == torch.load(file, weights_only=False)[KEY]["trust"] != {}
     built, told = resumed(file, monkeypatch)
     built.num_epochs = 4
     monkeypatch.setattr(built, "print_to_log_file", lambda *words, **_: told.append(str(words[0])))
@@ -137,7 +150,7 @@ def test_a_trainer_that_changes_its_network_is_no_other_network(toy, monkeypatch
 def test_harmless_changes_are_told_and_go_on(file, monkeypatch, section):
     built, (line,) = resumed(file, monkeypatch, **section)
     assert next(iter(section)) in line
-    built.on_train_start()
+    goes_on(built)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +190,7 @@ def test_keys_that_an_older_version_did_not_write_had_their_defaults(file, monke
         del term["delay"], term["every"]
     torch.save(checkpoint, file)
     built, lines = resumed(file, monkeypatch)
-    built.on_train_start()
+    goes_on(built)
     assert lines == []
     built, _ = resumed(file, monkeypatch, labeled_as_unlabeled=True)
     with pytest.raises(ValueError, match="labeled_as_unlabeled was False, is True"):
@@ -194,13 +207,13 @@ def test_a_run_from_before_remap_goes_on_without_it_only(file, monkeypatch):
     with pytest.raises(ValueError, match="perturbation.remap was 0.0, is 1.0"):
         built.on_train_start()
     built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 0}})
-    built.on_train_start()
+    goes_on(built)
     assert lines == []
 
 
 def test_a_default_that_is_spelled_out_is_no_change(file, monkeypatch):
     built, lines = resumed(file, monkeypatch, method_args={"perturbation": {"remap": 1, "cutout": 0.25}})
-    built.on_train_start()
+    goes_on(built)
     assert lines == []
 
 
@@ -211,7 +224,7 @@ def test_a_term_that_counts_nowhere_is_not_compared(file, monkeypatch):
     checkpoint[KEY]["configuration"]["terms"]["sam"] |= {"weight": 0.5, "schedule": "sigmoid_rise_and_fall"}
     torch.save(checkpoint, file)
     built, lines = resumed(file, monkeypatch, sam=None)
-    built.on_train_start()
+    goes_on(built)
     assert lines == []
     built, _ = resumed(file, monkeypatch)
     with pytest.raises(ValueError, match="terms.sam was not set, is"):
@@ -243,7 +256,7 @@ def test_changed_plans_are_told_and_refused(file, monkeypatch, plans, word):
 def test_changed_plans_go_on_when_told_so(file, monkeypatch):
     built, lines = resumed(file, monkeypatch, edit(batch_size=3), resume_changed=True, ema_decay=0.5)
     assert len(lines) == 2
-    built.on_train_start()
+    goes_on(built)
     assert built.batch_size == 3
 
 
@@ -276,4 +289,4 @@ def test_keys_that_older_versions_did_not_write_are_no_change(file, monkeypatch,
     checkpoint[KEY].pop("guard"), checkpoint[KEY].pop("collapse")
     torch.save(checkpoint, tmp_path / "old.pth")
     built, _ = resumed(str(tmp_path / "old.pth"), monkeypatch)
-    built.on_train_start()
+    goes_on(built)

@@ -277,7 +277,7 @@ def test_after_half_an_hour_the_next_epoch_ends_with_a_checkpoint(toy, monkeypat
     original = built.save_checkpoint
     monkeypatch.setattr(built, "save_checkpoint", lambda file: (written.append(os.path.basename(file)), original(file)))
     built.save_every = 50
-    begin, late = nnUNetTrainerSemiSAM.on_epoch_start, {2, 3}
+    begin, late = nnUNetTrainerSemiSAM.on_epoch_start, {1}
 
     def hours_later(self):
         begin(self)
@@ -286,9 +286,12 @@ def test_after_half_an_hour_the_next_epoch_ends_with_a_checkpoint(toy, monkeypat
     monkeypatch.setattr(nnUNetTrainerSemiSAM, "on_epoch_start", hours_later)
     monkeypatch.setattr(nnUNetTrainerSemiSAM, "on_train_end", lambda self: None)  # would remove it
     built.run_training()
-    assert [name for name in written if name != "checkpoint_best.pth"] == ["checkpoint_latest.pth"] * 2
+    assert [name for name in written if name != "checkpoint_best.pth"] == ["checkpoint_latest.pth"]
     checkpoint = torch.load(f"{built.output_folder}/checkpoint_latest.pth", weights_only=False)
-    assert checkpoint["current_epoch"] == 4 and built.save_every == 50
+    assert checkpoint["current_epoch"] == 2 and built.save_every == 50
+    built._saved = 0
+    built.save_checkpoint(f"{built.output_folder}/checkpoint_best.pth")  # --c prefers a latest one, however old
+    assert built._saved == 0
 
 
 def test_a_section_with_a_misspelt_name_stops_the_training(toy, monkeypatch):

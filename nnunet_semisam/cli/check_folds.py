@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_semisam.cascade import find_stage
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
+from nnunet_semisam.data.manifest import Manifest
 from nnunet_semisam.data.preprocess import open_manifest, preprocessed_elsewhere, raw_folder_of, refuse_vanished
 from nnunet_semisam.data.previous_stage import missing_stage
 from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER
@@ -49,9 +49,12 @@ def check_folds(
     known = report.attempt(planned.labeled_cases, manager)
     if not known:
         return
-    vanished = not any(images) and _have_vanished(planned, manager, report)
+    manifest = report.attempt(open_manifest, planned.name, planned.plans_manager, manager, FOLDER)
+    if manifest is None:
+        return
+    vanished = not any(images) and _have_vanished(planned, manifest, report)
     if raw_folder_of(planned.name) is None:
-        images = images._replace(usable=report.attempt(_preprocessed, planned, manager, name, report) or [])
+        images = images._replace(usable=report.attempt(_preprocessed, planned, manifest, name, report) or [])
     hidden = _check_splits(
         planned, known, images, report, fold=fold, name=name,
         allow_unlabeled_val=config is not None and config.allow_unlabeled_val,
@@ -63,18 +66,16 @@ def check_folds(
         _check_previous_stage(planned, name, report, fold=fold, trainers=trainers)
 
 
-def _have_vanished(planned: PlannedDataset, manager: ConfigurationManager, report: Report) -> bool:
+def _have_vanished(planned: PlannedDataset, manifest: Manifest, report: Report) -> bool:
     """Is a raw folder there, but without the images of `imagesUn` that were preprocessed before?"""
-    manifest = open_manifest(planned.name, planned.plans_manager, manager, FOLDER)
     if (raw_folder := raw_folder_of(planned.name)) is None or not manifest.present_cases():
         return False
     report.attempt(refuse_vanished, manifest, raw_folder)
     return True
 
 
-def _preprocessed(planned: PlannedDataset, manager: ConfigurationManager, name: str, report: Report) -> list[str]:
+def _preprocessed(planned: PlannedDataset, manifest: Manifest, name: str, report: Report) -> list[str]:
     """The unlabeled cases that training takes where it has no raw folder."""
-    manifest = open_manifest(planned.name, planned.plans_manager, manager, FOLDER)
     cases = list(preprocessed_elsewhere(manifest, planned.name))
     report.facts.append(f"{name}: {len(cases)} case(s) of {FOLDER} preprocessed before")
     return cases

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunet_semisam.data.copies import copied_images
@@ -15,7 +13,7 @@ from nnunet_semisam.data.image_checks import has_volumes, open_problems
 from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files, label_problems
 from nnunet_semisam.data.likeness import starts_at_zero, unlike_labeled
 from nnunet_semisam.data.preprocess import raw_folder_of
-from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER, files_per_case, scan_unlabeled
+from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER, files_of_labeled, files_per_case, scan_unlabeled
 from nnunet_semisam.data.splits import names
 from nnunet_semisam.data.truncated import not_finite_files
 
@@ -91,11 +89,7 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
 
 def _compare(planned: PlannedDataset, report: Report, raw_folder: Path, usable: dict[str, list[str]]) -> None:
     """Warns of images that lie unlike all labeled ones."""
-    content = copy.deepcopy(planned.dataset_json)  # nnU-Net writes absolute paths into it
-    if "dataset" not in content and not (raw_folder / LABELED_FOLDER).is_dir():
-        return
-    entries = get_filenames_of_train_images_and_targets(str(raw_folder), content)
-    labeled = {case: entry["images"] for case, entry in entries.items()}
+    labeled = files_of_labeled(raw_folder, planned.dataset_json)
     reader = planned.plans_manager.image_reader_writer_class.__name__
     report.warning(*(f"{raw_folder / FOLDER}: {text}" for text in unlike_labeled(usable, labeled, reader)))
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nnunet_semisam.data.dataset import PlannedDataset
 from nnunet_semisam.data.labeled import LabeledCases
-from nnunet_semisam.data.splits import hidden_cases
+from nnunet_semisam.data.splits import hidden_cases, names
 
 if TYPE_CHECKING:
     from nnunet_semisam.cli.check import Report
@@ -35,19 +35,20 @@ def check_shapes(planned: PlannedDataset, manager: ConfigurationManager, report:
 
     Unlabeled images always follow the plans, so the two would differ.
     """
-    if manager.configuration.get("preprocessor_name") != DefaultPreprocessor.__name__:
+    plain = manager.configuration.get("preprocessor_name") == DefaultPreprocessor.__name__
+    if not plain or "no_resampling" in str(manager.configuration.get("resampling_fn_data")):
         return
+    folder, old = planned.folder / manager.data_identifier, dict[str, tuple[list[int], list[int]]]()
     for case in _seen_cases(planned, manager, report):
-        file = planned.folder / manager.data_identifier / f"{case}.b2nd"
-        shapes = None
         with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
-            shapes = _shapes(file, planned.plans_manager, manager)
-        if shapes and shapes[0] != shapes[1]:
-            report.problem(
-                f"{file}: its shape is {shapes[0]}, but the plans make {shapes[1]} of the image: it was preprocessed "
-                "before they were changed, and unlabeled images will be preprocessed as they are now. Run "
-                f"nnUNetv2_preprocess again (-plans_name {planned.plans_manager.plans_name})"
-            )
+            shapes = _shapes(folder / f"{case}.b2nd", planned.plans_manager, manager)
+            old |= {case: shapes} if shapes and shapes[0] != shapes[1] else {}
+    for case, (is_now, would_be) in list(old.items())[:1]:
+        report.problem(
+            f"{folder}: {names(sorted(old))} older than the plans: {case} has the shape {is_now}, and the plans make "
+            f"{would_be} of its image. Unlabeled images will be preprocessed by the plans. Run nnUNetv2_preprocess -d "
+            f"{planned.name} -plans_name {planned.plans_manager.plans_name} again"
+        )
 
 
 def _shapes(

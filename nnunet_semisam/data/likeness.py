@@ -16,7 +16,6 @@ from nnunet_semisam.data.image_checks import WITH_GEOMETRY, geometry
 from nnunet_semisam.data.splits import names
 
 FACTOR = 5  # between spacings along an axis: slices of 1 and 5 mm are usual, meters for millimeters are not
-REORIENTS = ("NibabelIOWithReorient",)
 
 
 def unlike_labeled(
@@ -32,7 +31,13 @@ def unlike_labeled(
     if not ours:
         return []
     theirs = {case: found for case, files in unlabeled.items() if (found := _header(files[0]))}
-    return [*([] if reader in REORIENTS else _turned(theirs, ours)), *_scaled(theirs, ours)]
+    if "Reorient" in reader:  # voxels come out in one order, whatever the file says
+        ours, theirs = (
+            {case: header | {"spacing": sorted(header["spacing"])} for case, header in headers.items()}
+            for headers in (ours, theirs)
+        )
+        return _scaled(theirs, ours)
+    return [*_turned(theirs, ours), *_scaled(theirs, ours)]
 
 
 def starts_at_zero(image: np.ndarray, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> bool:
@@ -83,9 +88,13 @@ def _header(file: str) -> dict[str, list[float]] | None:
     if not Path(file).name.endswith(WITH_GEOMETRY):
         return None
     try:
-        return geometry(file)
+        found = geometry(file)
     except RuntimeError:  # it cannot be opened, which others tell
         return None
+    if len(found["spacing"]) == 4:  # channels are the fourth axis
+        turn = found["orientation"]
+        return {"spacing": found["spacing"][:3], "orientation": [*turn[0:3], *turn[4:7], *turn[8:11]]}
+    return found
 
 
 def _code(header: dict[str, list[float]]) -> str:

@@ -63,7 +63,7 @@ class Manifest:
         """The manifest of `folder`; a missing or damaged file counts as empty, so that everything is made again.
 
         Raises:
-            OSError: it is there, but cannot be read.
+            ValueError: it is there, but cannot be read.
         """
         return cls(folder, settings, source, _cases_in(_file_of(folder)))
 
@@ -180,8 +180,10 @@ def _file_of(folder: Path) -> Path:
 def _cases_in(file: Path) -> dict[str, dict[str, Any]]:
     try:
         cases = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):  # not: "you may not read it", which would make everything again
+    except (FileNotFoundError, ValueError):
         return {}
+    except OSError as error:  # an empty record would make everything again
+        raise ValueError(f"{file} cannot be read ({error}); it has to be readable for whoever trains") from error
     if not isinstance(cases, Mapping):
         return {}
     return {case: record for case, record in cases.items() if isinstance(record, dict) and _is_name(case)}

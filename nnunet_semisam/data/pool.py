@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_semisam.data.dataset import labeled_cases
 from nnunet_semisam.data.hidden import preprocess_hidden
-from nnunet_semisam.data.preprocess import preprocess_unlabeled, raw_folder_of
+from nnunet_semisam.data.preprocess import Say, preprocess_unlabeled, raw_folder_of
 from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER
 from nnunet_semisam.data.splits import collision_problems, no_case_message, read_split
 
@@ -24,6 +24,7 @@ def unlabeled_pool(
     num_processes: int | None = None,
     skipped: list[str] | None = None,
     required: bool = True,
+    say: Say = print,
 ) -> dict[str, Path]:
     """Preprocessed image file (`.b2nd`) of every unlabeled case; `UnlabeledDataset` opens them.
 
@@ -31,7 +32,7 @@ def unlabeled_pool(
     images depend on the labels. With several training processes, call it in one and tell the others.
 
     Args:
-        skipped: as for `preprocess_unlabeled`.
+        skipped, say: as for `preprocess_unlabeled`.
         required: whether it is an error that there is no unlabeled case.
 
     Raises:
@@ -46,7 +47,7 @@ def unlabeled_pool(
     known = labeled_cases(folder / configuration_manager.data_identifier)
     split = read_split(splits_file, fold, known=known, allow_unlabeled_val=allow_unlabeled_val)
     managers = plans_manager, configuration_manager, dataset_json
-    images = preprocess_unlabeled(name, *managers, num_processes=num_processes, skipped=skipped)
+    images = preprocess_unlabeled(name, *managers, num_processes=num_processes, skipped=skipped, say=say)
     problems = collision_problems(images, known, raw_folder / FOLDER, labeled_folder=raw_folder / LABELED_FOLDER)
     if problems and skipped is None:
         raise ValueError("\n".join(problems))

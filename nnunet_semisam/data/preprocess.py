@@ -16,7 +16,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from nnunet_semisam.data.splits import names
 
 PARTIAL = ".partial-"
 ONE_DAY = 24 * 3600
+Say = Callable[[str], object]
 MOST_FOR_3D = 4  # nnUNetv2_preprocess's default for 3d_fullres: volumes take memory
 
 
@@ -69,6 +70,7 @@ def preprocess_unlabeled(
     num_processes: int | None = None,
     show_progress: bool = True,
     skipped: list[str] | None = None,
+    say: Say = print,
 ) -> dict[str, Path]:
     """Preprocesses the cases of `imagesUn` that are missing or have changed.
 
@@ -79,6 +81,7 @@ def preprocess_unlabeled(
     Args:
         num_processes: 1 works in this process; None takes nnU-Net's default (`nnUNet_def_n_proc`), at most 4 in 3D.
         skipped: a list leaves out what cannot be used, and takes a sentence about each; None makes it an error.
+        say: is told of cases that are gone, and of those that are made again.
 
     Returns:
         The preprocessed image (`.b2nd`) of every case that now lies in `imagesUn`; empty without such a folder.
@@ -94,11 +97,12 @@ def preprocess_unlabeled(
     raw_folder = raw_folder_of(dataset_name)
     if not raw_folder:
         return preprocessed_elsewhere(manifest, dataset_name)
-    cases = _listed(manifest, Path(raw_folder), dataset_json, skipped)
+    cases = _listed(manifest, Path(raw_folder), dataset_json, skipped, say)
     managers = plans_manager, configuration_manager, dataset_json
     failed = make_missing(
-        manifest, cases, managers, num_processes=num_processes, show_progress=show_progress, skipped=skipped
-    )
+        manifest, cases, managers,
+        num_processes=num_processes, show_progress=show_progress, skipped=skipped, say=say,
+    )  # fmt: skip
     return {case: manifest.image(case) for case in cases if case not in failed}
 
 
@@ -117,15 +121,17 @@ def preprocessed_elsewhere(manifest: Manifest, dataset_name: str) -> dict[str, P
 
 
 def _listed(
-    manifest: Manifest, raw_folder: Path, dataset_json: dict, skipped: list[str] | None
+    manifest: Manifest, raw_folder: Path, dataset_json: dict, skipped: list[str] | None, say: Say
 ) -> dict[str, list[str]]:
     """The files of the cases that lie in `imagesUn` now; others are marked as removed, but not all of them at once."""
     told = len(skipped or ())
     cases = list_unlabeled(raw_folder, dataset_json, skipped=skipped)
     if not cases and len(skipped or ()) == told:
         refuse_vanished(manifest, raw_folder)
-    if gone := manifest.note_present(cases):
-        print(_GONE.format(names=names(gone), folder=raw_folder / FOLDER))
+    folder, ending = raw_folder / FOLDER, dataset_json["file_ending"]
+    unused = manifest.note_present(cases)
+    if gone := [case for case in unused if not (folder / f"{case}_0000{ending}").exists()]:  # others are bad: see above
+        say(_GONE.format(names=names(gone), folder=folder))
     return cases
 
 
@@ -149,7 +155,7 @@ def open_manifest(
 
 def make_missing(
     manifest: Manifest, cases: dict[str, list[str]], managers: tuple[PlansManager, ConfigurationManager, dict], *,
-    num_processes: int | None, show_progress: bool, skipped: list[str] | None = None,
+    num_processes: int | None, show_progress: bool, skipped: list[str] | None = None, say: Say = print,
 ) -> set[str]:  # fmt: skip
     """Preprocesses those of the cases, given with their files, that are not done; returns those that were skipped."""
     jobs = [(case, files) for case, files in cases.items() if not manifest.is_done(case, files)]
@@ -157,7 +163,7 @@ def make_missing(
     if not jobs:
         return set()
     if old := [case for case, _ in jobs if manifest.is_outdated(case)]:
-        print(_REMADE.format(names=names(old), folder=manifest.folder))
+        say(_REMADE.format(names=names(old), folder=manifest.folder))
     title = f"Preprocessing unlabeled cases ({managers[1].data_identifier})"
     with (
         partial_folder(manifest.folder) as partial,

@@ -65,8 +65,10 @@ def scan_unlabeled(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str
     return files, problems
 
 
-def files_of_labeled(raw_folder: str | Path, dataset_json: dict, wanted: Iterable[str]) -> dict[str, list[str]]:
-    """Image files, in channel order, of those of the `wanted` cases of `imagesTr` that have some."""
+def files_of_labeled(
+    raw_folder: str | Path, dataset_json: dict, wanted: Iterable[str] | None = None
+) -> dict[str, list[str]]:
+    """Image files, in channel order, of those of the `wanted` cases of `imagesTr` (None: all) that have some."""
     folder, ending = Path(raw_folder) / LABELED_FOLDER, dataset_json["file_ending"]
     if "dataset" in dataset_json:  # the files are listed there, and may lie anywhere
         listed = {case: entry["images"] for case, entry in dataset_json["dataset"].items()}
@@ -77,7 +79,8 @@ def files_of_labeled(raw_folder: str | Path, dataset_json: dict, wanted: Iterabl
             case: [os.path.join(folder, f"{case}_{channel}{ending}") for channel in sorted(channels)]
             for case, channels in found.items()
         }
-    return {case: files[case] for case in wanted if case in files and all(map(os.path.isfile, files[case]))}
+    chosen = (case for case in (files if wanted is None else wanted) if case in files)
+    return {case: files[case] for case in chosen if files[case] and all(map(os.path.isfile, files[case]))}
 
 
 def files_per_case(raw_folder: str | Path, dataset_json: dict) -> int | None:

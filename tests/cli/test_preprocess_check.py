@@ -437,9 +437,18 @@ def test_check_tells_of_labeled_cases_older_than_the_plans(ready, capsys):
     assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
     told = capsys.readouterr().out
     half = [SHAPE[0] // 2, *SHAPE[1:]]
-    for case in "ad":
-        assert f"{case}.b2nd: its shape is {list(SHAPE)}, but the plans make {half}" in told
-    assert "nnUNetv2_preprocess again (-plans_name nnUNetPlans)" in told
+    assert "'a', 'd' are older than the plans" in told
+    assert f"a has the shape {list(SHAPE)}, and the plans make {half} of its image" in told
+    assert f"nnUNetv2_preprocess -d {NAME} -plans_name nnUNetPlans again" in told
+    ready.edit_plans(resampling_fn_data="no_resampling_hack")
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 0
+
+
+def test_check_tells_of_a_record_that_cannot_be_read(ready, capsys):
+    file = ready.preprocessed / "nnUNetPlans_3d_fullres_unlabeled.json"
+    file.mkdir()  # an OSError for everybody, root too
+    assert check.main(["-d", "901", "-c", "3d_fullres"]) == 1
+    assert f"{file} cannot be read" in capsys.readouterr().out
 
 
 def test_check_names_the_preprocessed_cases_that_a_fold_does_not_use(ready, capsys):

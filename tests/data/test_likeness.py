@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -36,7 +37,7 @@ def test_images_that_are_turned_otherwise_are_named(files):
     (text,) = unlike_labeled(files("x") | files("y", direction=RAI), labeled, "SimpleITKIO")
     assert text.startswith("'y' is turned otherwise (LPI) than the labeled images (LPS)")
     assert unlike_labeled(files("x", direction=A_LITTLE), labeled, "SimpleITKIO") == []
-    assert unlike_labeled(files("y", direction=RAI), labeled, "NibabelIOWithReorient") == []
+    assert unlike_labeled(files("y", direction=RAI), labeled, "SimpleITKIOWithReorient") == []
     assert unlike_labeled(files("y", direction=RAI), labeled | files("b", direction=RAI), "SimpleITKIO") == []
 
 
@@ -70,6 +71,7 @@ def test_the_check_warns(toy, files, capsys):  # noqa: F811
         toy.preprocessed_case(case), files(case, folder="imagesTr")
     toy.splits({"train": ["a", "b"], "val": ["c"]})
     files("x", direction=RAI), files("y", spacing=6)
+    (toy.raw / "imagesTr" / "a_of_another_name.nii.gz").touch()
     for folder in (toy.raw, toy.preprocessed):
         content = json.loads((folder / "dataset.json").read_text())
         toy.write(folder / "dataset.json", content | {"channel_names": {"0": "CT"}})
@@ -80,3 +82,18 @@ def test_the_check_warns(toy, files, capsys):  # noqa: F811
     told = capsys.readouterr().out
     assert "'x' is turned otherwise (LPI)" in told and "'y' is of a spacing" in told
     assert "'x_0000.nii.gz', 'y_0000.nii.gz' are without any negative value" in told
+
+
+def test_channels_in_the_fourth_axis_and_readers_that_reorient(tmp_path):
+    def volume(name, spacing, flip=1):
+        image = nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.float32), np.diag([*spacing[:2], flip * spacing[2], 1]))
+        nibabel.save(image, tmp_path / name)
+        return {name: [str(tmp_path / name)]}
+
+    labeled = volume("a.nii.gz", (0.5, 0.5, 5))
+    (text,) = unlike_labeled(volume("x.nii.gz", (0.5, 0.5, 5), flip=-1), labeled, "SimpleITKIO")
+    assert "turned otherwise" in text
+    across = volume("y.nii.gz", (5, 0.5, 0.5))
+    (text,) = unlike_labeled(across, labeled, "SimpleITKIO")
+    assert "of a spacing" in text
+    assert unlike_labeled(across, labeled, "SimpleITKIOWithReorient") == []

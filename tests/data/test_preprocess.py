@@ -178,6 +178,12 @@ def test_what_is_used_no_more_and_what_is_made_again_is_said(toy, capsys):
         removed = toy.image(case, seed=seed)
     run(toy)
     assert capsys.readouterr().out == ""
+    bad = toy.image("x", channel=1)
+    manager, configuration, dataset_json = toy.managers()
+    skipped = []
+    preprocess_unlabeled(toy.raw.name, manager, configuration, dataset_json, num_processes=1, skipped=skipped)
+    assert skipped and capsys.readouterr().out == ""  # left out, but not gone
+    bad.unlink()
     removed.unlink()
     run(toy)
     assert f"'y' is not in {toy.raw / 'imagesUn'} any more" in capsys.readouterr().out
@@ -196,7 +202,7 @@ def test_a_record_that_may_not_be_read_is_not_an_empty_one(toy, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
     monkeypatch.setattr(Path, "read_text", forbidden)
-    with pytest.raises(PermissionError, match="_unlabeled.json"):
+    with pytest.raises(ValueError, match="_unlabeled.json cannot be read .*Permission denied.*has to be readable"):
         Manifest.load(folder, "any")
 
 
