@@ -48,6 +48,7 @@ class Readiness:
     names: Sequence[str]
     threshold: float
     ready: bool = field(default=True, init=False)
+    starting: bool = field(default=True, init=False)  # in the first iterations, which are free of the threshold
     mean: dict[str, list[float]] = field(init=False)  # of `COUNTS`, over the iterations that have shown the class
     unseen: list[int] = field(init=False)  # iterations since a class was shown
 
@@ -79,7 +80,8 @@ class Readiness:
         """Sets `ready` for an iteration (counted from 0); says in words when it has changed."""
         dice, was = self.dice(), self.ready
         limit = self.threshold * (MARGIN if was else 1)
-        free = not self.threshold or iteration < min(START, total_iterations // 8)
+        self.starting = iteration < min(START, total_iterations // 8)
+        free = self.starting or not self.threshold
         self.ready = free or (bool(dice) and min(dice.values()) >= limit)
         if self.ready == was:
             return None

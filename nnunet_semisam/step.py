@@ -68,6 +68,7 @@ class SemiSupervisedStep(Optimization):
         self.guard.begin(self.network)
 
         pseudo = self.pseudo_labels(unlabeled, weights)
+        self.method.pastes = not self.readiness.starting
         self.optimizer.zero_grad(set_to_none=True)
         with self.without_gradient_exchange():  # first: under DDP the last backward exchanges the gradients
             with self.autocast():

@@ -171,13 +171,17 @@ def test_labels_of_unlabeled_cases_do_not_matter(toy, tmp_path, method_args):
 
 
 def test_paste_takes_from_the_labeled_patches_of_the_step(toy, batches):
-    def unlabeled_loss(method_args, shift):
+    """But not in the first eighth of a training: here an iteration of eight."""
+
+    def unlabeled_loss(method_args, shift, **length):
         labeled = [{**batch, "data": batch["data"] + shift} for batch in batches]
-        trainer = stepped(short(method_args=method_args), labeled[:1])
+        trainer = stepped(short(method_args=method_args, **length), labeled[:1])
         return trainer.curves.end_epoch(0)["loss/consistency"]
 
     assert unlabeled_loss({}, 0) == unlabeled_loss({}, 5)
     assert unlabeled_loss({"paste": 1.0}, 0) != unlabeled_loss({"paste": 1.0}, 5)
+    longer = {"num_epochs": 2, "num_iterations_per_epoch": 4}
+    assert unlabeled_loss({"paste": 1.0}, 0, **longer) == unlabeled_loss({"paste": 1.0}, 5, **longer)
 
 
 def test_images_of_unlabeled_cases_do_matter(toy, tmp_path):

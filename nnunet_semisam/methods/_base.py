@@ -44,12 +44,15 @@ class SemiMethod(abc.ABC):
             their pseudo-labels alike (see `nnunet_semisam.ops.mix`).
         paste: probability that a box of each of these patches is replaced by one of a labeled patch, whose labels are
             then the target there: one direction of bidirectional copy-paste (Bai et al., CVPR 2023, arXiv 2305.00673).
+            Not in the first 250 iterations of a training, or its first eighth, when classes that look alike are told
+            from each other.
         center_sigma: width of the Gaussian by which the unlabeled losses count the middle of a patch more than its
             border, where a network lacks context, as a share of the patch's sides (nnU-Net's sliding window takes
             0.125); None: all voxels alike.
     """
 
     term_names: ClassVar[tuple[str, ...]] = ("consistency",)
+    pastes = True  # may it, where chance wants it? The step says no at the start of a training
 
     outputs: OutputSpace
     view: str = "device"
@@ -123,7 +126,7 @@ class SemiMethod(abc.ABC):
             mix = cutmix(unlabeled.image.shape, unlabeled.image.device)
             mixes.append(mix)
             targets = {name: (mix(prob), mix(weight)) for name, (prob, weight) in targets.items()}
-        if self.paste and labeled is not None and torch.rand(()).item() < self.paste:
+        if self.paste and self.pastes and labeled is not None and torch.rand(()).item() < self.paste:
             mix, targets = self._pasted(unlabeled.image, targets, labeled)
             mixes.append(mix)
         return self.student_view(unlabeled, mixes), targets
