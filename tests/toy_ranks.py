@@ -44,7 +44,7 @@ def train(rank, root, more):
     draw = trainer.method.student_view
     trainer.method.student_view = lambda batch, *more: seen.append(batch.image.clone()) or draw(batch, *more)
     asked, record = [], trainer.record
-    trainer.record = lambda *args: asked.append("sam" in args[2]) or record(*args)
+    trainer.record = lambda *args: asked.append("used_voxels/sam" in args[2]) or record(*args)
     trainer.run_training()
     content = {
         "student": trainer.network.state_dict(), "teacher": trainer.teacher.state_dict(), "trust": trainer.trust,
