@@ -48,7 +48,7 @@ class Readiness:
     names: Sequence[str]
     threshold: float
     ready: bool = field(default=True, init=False)
-    starting: bool = field(default=True, init=False)  # in the first iterations, which are free of the threshold
+    starting: bool = field(default=True, init=False, compare=False)  # as judged last: in the free first iterations
     mean: dict[str, list[float]] = field(init=False)  # of `COUNTS`, over the iterations that have shown the class
     unseen: list[int] = field(init=False)  # iterations since a class was shown
 
