@@ -60,7 +60,7 @@ setup(
         "batchgeneratorsv2>=0.3.2",
         "SimpleITK>=2.2.1",
         "acvl-utils>=0.2.6,<0.3",
-        "connected-components-3d>=3.10",  # five times as fast as scipy's; acvl-utils needs it, too
+        "connected-components-3d>=3.10",  # acvl-utils needs it, too
         "numpy>=1.24",
         "scipy",
         "matplotlib",

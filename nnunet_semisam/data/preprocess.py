@@ -8,14 +8,10 @@ preprocessed files stay, and are taken up again if the same image comes back.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import pickle
 import random
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -32,11 +28,10 @@ from nnunet_semisam.data.disk import DiskTrouble, writing
 from nnunet_semisam.data.image_checks import file_problems, has_volumes, image_problems, open_problems, spacing_problems
 from nnunet_semisam.data.label_like import label_problems
 from nnunet_semisam.data.manifest import Manifest, settings_hash
+from nnunet_semisam.data.partial import partial_folder
 from nnunet_semisam.data.raw_pool import FOLDER, list_unlabeled
 from nnunet_semisam.data.splits import names
 
-PARTIAL = ".partial-"
-ONE_DAY = 24 * 3600
 Say = Callable[[str], object]
 MOST_FOR_3D = 4  # nnUNetv2_preprocess's default for 3d_fullres: volumes take memory
 
@@ -295,19 +290,3 @@ def _collect(
     finally:
         manifest.save()
     return failures
-
-
-@contextlib.contextmanager
-def partial_folder(folder: Path) -> Iterator[Path]:
-    """A folder for unfinished files on the same file system. What killed runs have left is removed after a day."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{PARTIAL}*"):
-            with contextlib.suppress(OSError):  # another process may be at the same
-                if time.time() - left.stat().st_mtime > ONE_DAY:
-                    shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

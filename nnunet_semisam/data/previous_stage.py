@@ -27,7 +27,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_semisam.data.manifest import Manifest, settings_hash
-from nnunet_semisam.data.preprocess import partial_folder
+from nnunet_semisam.data.partial import partial_folder
 from nnunet_semisam.data.splits import names
 from nnunet_semisam.paths import sha256_of
 

@@ -20,6 +20,7 @@ from nnunet_semisam.cli.preprocess import main
 from nnunet_semisam.data import fingerprint, preprocess
 from nnunet_semisam.data.dataset import PlannedDataset, labeled_cases, preprocess_dataset
 from nnunet_semisam.data.manifest import Manifest
+from nnunet_semisam.data.partial import PARTIAL
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
 from nnunet_semisam.data.unlabeled import UnlabeledDataset
@@ -317,7 +318,7 @@ def test_a_kill_leaves_nothing_that_counts_as_done(toy, monkeypatch):
     folder = toy.preprocessed / "nnUNetPlans_3d_fullres_unlabeled"
     assert not list(folder.glob("*.b2nd")) and not Manifest.load(folder, "any").cases
     assert run(toy)["x"].is_file()
-    assert not list(folder.glob(f"{preprocess.PARTIAL}*"))
+    assert not list(folder.glob(f"{PARTIAL}*"))
 
 
 def test_what_is_done_before_an_interrupt_stays_done(toy, made, monkeypatch):
