@@ -59,8 +59,8 @@ def _split(whole: Objects, prob: Float[Tensor, "U K *S"], config: SamConfig) -> 
     found = zip(tight_boxes(whole.masks).tolist(), whole.image.tolist(), whole.head.tolist(), strict=True)
     for row, (box, image, head) in enumerate(found):
         window = tuple(slice(low, high) for low, high in zip(*box, strict=True))
-        near = torch.stack([whole.masks[row][window], prob[image, head][window]]).cpu().numpy()  # one transfer
-        for piece in _components(near[0] > 0, near[1], config):
+        near = (prob[image, head][window].clamp(0, 1) * 254 + 1) * whole.masks[row][window]
+        for piece in _components(near.to(torch.uint8).cpu().numpy(), config):  # a byte per voxel leaves the device
             mask = torch.zeros_like(whole.masks[row])
             mask[window] = torch.from_numpy(piece).to(mask.device)
             rows.append(row)
@@ -69,11 +69,15 @@ def _split(whole: Objects, prob: Float[Tensor, "U K *S"], config: SamConfig) -> 
     return Objects(whole.image[kept], whole.head[kept], torch.stack(masks) if masks else whole.masks[:0])
 
 
-def _components(mask: np.ndarray, prob: np.ndarray, config: SamConfig) -> list[np.ndarray]:
-    """Masks of up to `config.components` components that are large enough, most probability first."""
-    labels, count = cc3d.connected_components(mask, connectivity=8 if mask.ndim == 2 else 26, return_N=True)
-    own = labels[mask]  # in a speckled prediction a small part of the box
+def _components(near: np.ndarray, config: SamConfig) -> list[np.ndarray]:
+    """Masks of up to `config.components` components that are large enough, most probability first.
+
+    `near` is 0 outside of the object, else 1 and 254 times the probability (uint8).
+    """
+    connectivity = 8 if near.ndim == 2 else 26
+    labels, count = cc3d.connected_components(near > 0, connectivity=connectivity, return_N=True)
+    own = labels[near > 0]  # in a speckled prediction a small part of the box
     sizes = np.bincount(own, minlength=count + 1)[1:]
-    mass = np.bincount(own, weights=prob[mask], minlength=count + 1)[1:]
+    mass = np.bincount(own, weights=near[near > 0], minlength=count + 1)[1:] - sizes
     order = np.argsort(-mass, kind="stable")
     return [labels == number + 1 for number in order[sizes[order] >= config.min_voxels][: config.components]]

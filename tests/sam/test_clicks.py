@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_cdt, distance_transform_edt, gaussian_filter
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.sam.clicks import deepest
+from nnunet_semisam.sam.clicks import deepest, find_clicks
 from nnunet_semisam.sam.prompts import prompts_from_prob
 
 SHAPES = {2: (30, 44), 3: (18, 26, 34)}
@@ -130,3 +130,42 @@ def test_large_objects_are_clicked_deep_inside_too():
     found = torch.tensor(deepest(mask)).float()
     assert (found - torch.tensor([35.0, 45, 50])).abs()[0] <= 1  # 34 planes deep, wherever in the middle
     assert (found[1:] >= 37).all() and found[1] <= 52 and found[2] <= 62
+
+
+def large():
+    """A bent object of 80 x 90 x 100 voxels, one of whose arms touches a rival, and its box."""
+    prob = torch.full((3, 100, 110, 120), 0.01)
+    prob[1, 10:90, 10:43, 10:110] = prob[1, 10:90, 10:100, 10:30] = 0.99
+    prob[2, 20:80, 43:90, 40:100] = 0.95
+    prob[0] = (1 - prob[1:].sum(0)).clamp(min=0)
+    return prob, [[10, 10, 10], [90, 100, 110]]
+
+
+@pytest.mark.parametrize("source", ["center", "certain"])
+def test_clicks_of_large_objects_lie_where_those_of_small_ones_do(source):
+    prob, box = large()
+    mask = prob[1] > 0.5
+    clicks = find_clicks(mask, prob, box, head=1, rivals=[2], counts=(3, 3), points_from=source)
+    assert [label for label, _ in clicks] == [1, 1, 1, 0, 0, 0]
+    depth, away = distance_transform_edt(mask.numpy()), distance_transform_cdt(~mask.numpy(), "chessboard")
+    assert all(mask[place] for label, place in clicks if label) and depth[clicks[0][1]] >= 0.8 * depth.max()
+    assert all(3 <= away[place] <= 8 and prob[1][place] < 0.05 for label, place in clicks if not label)
+    assert prob[2][clicks[3][1]] > 0.8  # at the rival first
+
+
+def test_a_large_object_that_thinning_out_would_miss_is_clicked_all_the_same():
+    prob = torch.zeros(2, 100, 100, 100)
+    for corner in (1, 97):
+        prob[1, corner, corner, corner] = 0.9
+    clicks = find_clicks(
+        prob[1] > 0.5, prob, [[1, 1, 1], [98, 98, 98]], head=1, rivals=[], counts=(1, 1), points_from="center"
+    )
+    assert clicks[0] in [(1, (1, 1, 1)), (1, (97, 97, 97))] and clicks[1][0] == 0
+
+
+def test_little_of_a_large_object_leaves_the_device(monkeypatch):
+    prob, box = large()
+    sizes, to_cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (sizes.append(tensor.numel()), to_cpu(tensor))[1])
+    find_clicks(prob[1] > 0.5, prob, box, head=1, rivals=[2], counts=(1, 1))
+    assert len(sizes) == 1 and sizes[0] <= 3 * 2**16
