@@ -14,9 +14,12 @@ from nnunet_semisam.ops.outputs import OutputSpace, full_resolution
 
 def bare(network: nn.Module) -> nn.Module:
     """The network without the wrappers of DDP and torch.compile."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
+    network = _without_ddp(network)
     return getattr(network, "_orig_mod", network)
+
+
+def _without_ddp(network: nn.Module) -> nn.Module:
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 class EmaTeacher:
@@ -26,7 +29,8 @@ class EmaTeacher:
     list the same tensor several times there, and it would be averaged as often.
 
     Args:
-        student: the network to follow; wrappers of DDP and torch.compile are taken off.
+        student: the network to follow; wrappers of DDP and torch.compile are taken off. Where it is compiled, so is the
+            teacher's answering; `network` itself stays as it is.
         outputs: turns logits into probabilities.
         decay: upper limit of the EMA factor.
     """
@@ -36,12 +40,14 @@ class EmaTeacher:
         decoder = getattr(self.network, "decoder", None)
         if hasattr(decoder, "deep_supervision"):
             decoder.deep_supervision = False
+        compiled = bare(student) is not _without_ddp(student)
+        self._forward = torch.compile(self.network) if compiled else self.network
         self.outputs = outputs
         self.decay = decay
 
     @torch.no_grad()
     def __call__(self, image: Float[Tensor, "U C *S"]) -> Float[Tensor, "U K *S"]:
-        return self.outputs.prob(full_resolution(self.network(image)))
+        return self.outputs.prob(full_resolution(self._forward(image)))
 
     @torch.no_grad()
     def update(self, student: nn.Module, iteration: int) -> None:

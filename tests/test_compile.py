@@ -71,8 +71,11 @@ def test_compiled_training_ends_with_the_weights_of_an_uncompiled_one(
     plain = trained(section=short(**SECTION), patch_size=patch_size)
     compiling(backend)
     ours = trained(section=short(**SECTION), patch_size=patch_size)
-    assert isinstance(ours.network, OptimizedModule) and graphs() > 0
+    assert isinstance(ours.network, OptimizedModule) and graphs() > 0 and not counters["recompile_limit"]
     assert not isinstance(ours.teacher.network, OptimizedModule)
+    assert (
+        isinstance(ours.teacher._forward, OptimizedModule) and ours.teacher._forward._orig_mod is ours.teacher.network
+    )
     start = torch.cat([p.flatten() for p in _untrained(patch_size)])
     for one, other in zip(vectors(plain), vectors(ours), strict=True):
         assert (one - start).abs().max() > 0.01  # far more than the tolerance
