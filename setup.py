@@ -66,6 +66,7 @@ setup(
         "matplotlib",
         "tqdm",
         "jaxtyping>=0.2.30",
+        "joblib",  # knows how many cores a container allows; scikit-learn, which nnU-Net wants, needs it, too
     ],
     extras_require={
         "benchmark": ["monai>=1.5,<2"],

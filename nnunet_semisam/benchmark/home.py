@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_semisam.benchmark.dataset import RawDataset
 from nnunet_semisam.benchmark.draws import Fold
-from nnunet_semisam.benchmark.launch import Launcher, Slot, locked
+from nnunet_semisam.benchmark.launch import MOST_FOR_3D, MOST_PROCESSES, Launcher, Slot, locked
 from nnunet_semisam.benchmark.network import planning_words, smaller
 from nnunet_semisam.benchmark.runs import Run, write_json
 
@@ -71,12 +71,13 @@ class Home:
 
     def _plan(self, run: Run, slot: Slot, launcher: Launcher, lock: int | None) -> None:
         configuration = run.protocol.configuration
-        number, processes = str(self.dataset.number), str(max(1, slot.threads))
+        most = slot.processes(MOST_PROCESSES if configuration == "2d" else MOST_FOR_3D)
+        number, processes = str(self.dataset.number), str(most)
         done = json.loads((self.data / MARKER).read_text()) if (self.data / MARKER).is_file() else []
 
         def command(*words: str) -> None:
             log = self.folder / f"planning_{self.dataset.name}" / "log.txt"
-            environment = slot.environment() | self.environment()
+            environment = slot.environment(most) | self.environment()
             environment |= {"nnUNet_n_proc_DA": "1"}  # nnU-Net's planning fails with 0
             launcher.run(words, log=log, environment=environment, lock=lock)
 

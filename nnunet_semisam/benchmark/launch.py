@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import joblib
+
 from nnunet_semisam._discovery import OPT_OUT, announce
 from nnunet_semisam.demo.commands import CommandFailed, invocation
 
@@ -19,6 +21,13 @@ try:
     import fcntl
 except ImportError:  # Windows: nobody notices that two benchmarks share a folder
     fcntl = None  # type: ignore[assignment]
+
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+MOST_LOADERS = 12  # per run, on a GPU: what nnU-Net takes
+MOST_PROCESSES, MOST_FOR_3D = 8, 4  # nnU-Net's own defaults; volumes take memory
+ENOUGH_LOADERS = 4  # with fewer a GPU may wait for its patches
 
 
 class Busy(Exception):
@@ -44,10 +53,16 @@ class Slot:
         """For `-device`: "cpu", "mps" or "cuda"."""
         return self.device.split(":")[0]
 
-    def environment(self) -> dict[str, str]:
-        """Variables of a command on this device. Threads that wait must not spin while other runs need the core."""
-        environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(self.threads)}
-        environment |= {"MKL_NUM_THREADS": str(self.threads), "nnUNet_def_n_proc": str(max(1, self.threads))}
+    def processes(self, most: int) -> int:
+        """How many processes nnU-Net may start beside each other; it has a `most` for memory's sake."""
+        return max(1, min(most, self.threads))
+
+    def environment(self, processes: int = 1) -> dict[str, str]:
+        """Variables of a command on this device, which starts so many processes. Threads that wait must not spin while
+        other runs need the core."""
+        threads = str(max(1, self.threads // processes))
+        environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment |= {"nnUNet_def_n_proc": str(self.processes(MOST_PROCESSES))}
         if self.kind == "cuda" and ":" in self.device:
             number = int(self.device.split(":")[1])
             visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -81,6 +96,7 @@ class Launcher:
         with self._lock:
             self._running.discard(process)
         if code:
+            _signal_group(process, KILL)  # loaders of a killed training live on, and would hold the lock for ever
             end = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
             raise CommandFailed(f"{command[0]} ended with code {code}. The end of {log}:\n\n{end}")
 
@@ -113,7 +129,7 @@ class Launcher:
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
-                _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+                _signal_group(process, KILL)
 
 
 def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
@@ -151,17 +167,24 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
 
 
 def slots(devices: list[str], workers: int, cores: int, loaders: int | None = None) -> list[Slot]:
-    """`workers` slots, handed out to the devices in turn, each with its share of the cores."""
+    """`workers` slots, handed out to the devices in turn, each with its share of the cores.
+
+    Where nobody says how many `loaders` a run has: none on a CPU, elsewhere what `nnUNet_n_proc_DA` says, or as many as
+    nnU-Net would take, out of its share. `OMP_NUM_THREADS` limits what computes on the CPU; it is often 1 for the sake
+    of loaders, and says nothing about their number.
+    """
     share = max(1, cores // workers)
-    default = {"cpu": 0}
-    return [
-        Slot(device, share, default.get(device.split(":")[0], min(12, share)) if loaders is None else loaders)
-        for device in (devices[number % len(devices)] for number in range(workers))
-    ]
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    threads = min(share, int(told)) if told.isdigit() and int(told) else share
+    usually = int(os.environ.get("nnUNet_n_proc_DA") or min(MOST_LOADERS, share))  # noqa: SIM112
+    found = []
+    for device in (devices[number % len(devices)] for number in range(workers)):
+        on_cpu = device == "cpu"
+        usual = 0 if on_cpu else usually
+        found.append(Slot(device, threads if on_cpu else share, usual if loaders is None else loaders))
+    return found
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(given.split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those of the machine, of its affinity, and of its container."""
+    return joblib.cpu_count()

@@ -35,7 +35,7 @@ def measure_arms(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str,
     steps = plan_steps(work, shortened(protocol), launcher)
     schedule = Schedule(steps.runs, {run.name for run in steps.runs if steps.done(run)})
     print("timing a few iterations of every arm", flush=True)
-    progress = Progress(schedule, Estimator(steps.runs, steps.seconds), len(slots))
+    progress = Progress(schedule, Estimator(steps.runs, steps.seconds, underway=steps.underway), len(slots))
     carry_out(schedule, slots, steps, progress, stop=launcher.stop)
     print(flush=True)
     for error in schedule.errors.values():

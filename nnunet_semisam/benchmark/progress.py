@@ -26,7 +26,8 @@ class Estimator:
 
     Args:
         seconds: what a finished run took, None for others.
-        guesses: seconds by kind, for kinds of which no run is finished.
+        guesses: seconds by kind, for kinds of which no run is finished or begun.
+        underway: seconds that a begun training has taken and those that it will still take; None for others.
     """
 
     def __init__(
@@ -34,17 +35,13 @@ class Estimator:
         runs: list[Run],
         seconds: Callable[[Run], float | None],
         guesses: Mapping[tuple[str, str], float] | None = None,
+        underway: Callable[[Run], tuple[float, float] | None] = lambda run: None,
     ) -> None:
-        self.runs, self.seconds, self.guesses = runs, seconds, guesses or {}
+        self.runs, self.seconds, self.guesses, self.underway = runs, seconds, guesses or {}, underway
 
     def each(self) -> dict[str, float | None]:
-        """By name of run: median of finished runs of its kind, else the guess, else None."""
-        known: dict[tuple[str, str], list[float]] = {}
-        for run in self.runs:
-            if (seconds := self.seconds(run)) is not None:
-                known.setdefault(kind(run), []).append(seconds)
-        typical = {**self.guesses, **{name: statistics.median(values) for name, values in known.items()}}
-        return {run.name: typical.get(kind(run)) for run in self.runs}
+        """By name of run: median of finished runs of its kind, else of begun ones, else the guess, else None."""
+        return self._each(self._begun())
 
     def left(self, unfinished: Mapping[str, float], workers: int) -> tuple[float, bool] | None:
         """Seconds until all are finished, and whether some of them are only guessed at (by the mean of the others).
@@ -54,15 +51,34 @@ class Estimator:
         """
         if not unfinished:
             return 0.0, False
-        every = self.each()
-        each = {name: every[name] for name in unfinished}
+        begun = self._begun()
+        every = self._each(begun)
         known = [value for value in every.values() if value is not None]
         if not known:
             return None
         mean = statistics.mean(known)
-        filled = {name: mean if value is None else value for name, value in each.items()}
-        rest = [max(0.0, filled[name] - spent) for name, spent in unfinished.items()]
-        return max(sum(rest) / workers, max(rest)), None in each.values()
+        filled = {name: mean if every[name] is None else every[name] for name in unfinished}
+        rest = [
+            begun[name][1] if name in begun else max(0.0, filled[name] - spent) for name, spent in unfinished.items()
+        ]
+        return max(sum(rest) / workers, max(rest)), None in [every[name] for name in unfinished]
+
+    def _begun(self) -> dict[str, tuple[float, float]]:
+        now = {run.name: self.underway(run) for run in self.runs}
+        return {name: seconds for name, seconds in now.items() if seconds is not None}
+
+    def _each(self, begun: Mapping[str, tuple[float, float]]) -> dict[str, float | None]:
+        finished = {run.name: seconds for run in self.runs if (seconds := self.seconds(run)) is not None}
+        typical = {**self.guesses, **self._medians({name: sum(both) for name, both in begun.items()})}
+        typical |= self._medians(finished)
+        return {run.name: typical.get(kind(run)) for run in self.runs}
+
+    def _medians(self, seconds: Mapping[str, float]) -> dict[tuple[str, str], float]:
+        known: dict[tuple[str, str], list[float]] = {}
+        for run in self.runs:
+            if run.name in seconds:
+                known.setdefault(kind(run), []).append(seconds[run.name])
+        return {name: statistics.median(values) for name, values in known.items()}
 
 
 class Progress:
@@ -100,6 +116,7 @@ class Progress:
             text += f", {len(schedule.errors)} failed"
         text += f"; {clock(now - self.begun)} elapsed, {describe(left)} left"
         text += "".join(f"; {run.title}" for run in schedule.runs if run.name in running)
+        text += "".join(f"; in use by another process: {run.title}" for run in schedule.held())
         return text + (f"; {self.newest}" if self.newest else "")
 
 

@@ -11,7 +11,7 @@ from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.progress import Estimator, Progress, clock, describe
 from nnunet_semisam.benchmark.protocol import Protocol
 from nnunet_semisam.benchmark.results import write_results
-from nnunet_semisam.benchmark.runs import write_json
+from nnunet_semisam.benchmark.runs import Run, write_json
 from nnunet_semisam.benchmark.schedule import Schedule, carry_out
 from nnunet_semisam.benchmark.steps import LOG, Steps
 
@@ -19,7 +19,7 @@ from nnunet_semisam.benchmark.steps import LOG, Steps
 def list_runs(steps: Steps, protocol: Protocol, workers: int) -> str:
     """What would be done and how long it would take."""
     guessed = guesses(steps.work, protocol, steps.runs)
-    estimator = Estimator(steps.runs, steps.seconds, guessed)
+    estimator = Estimator(steps.runs, steps.seconds, guessed, steps.underway)
     each, lines = estimator.each(), []
     for run in steps.runs:
         seconds = each[run.name]
@@ -41,7 +41,9 @@ def list_runs(steps: Steps, protocol: Protocol, workers: int) -> str:
     lines.append(f"Length: {protocol.epochs} epochs of {protocol.iterations} iterations (arms of equal time: more).")
     if any(seconds is None for seconds in each.values()):
         lines.append("--measure times a few iterations of every arm first, to tell the time.")
-    lines.append(f"Times are those of finished runs of the same kind{', else timed iterations' if guessed else ''}.")
+    lines.append(
+        f"Times are those of finished or begun runs of the same kind{', else timed iterations' if guessed else ''}."
+    )
     return "\n".join(lines)
 
 
@@ -58,11 +60,20 @@ def run_benchmark(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str
     steps.require_same_cases()
     write_json(work / "protocol.json", protocol.as_dict())
     schedule = Schedule(steps.runs, {run.name for run in steps.runs if steps.done(run)})
-    estimator = Estimator(steps.runs, steps.seconds, guesses(work, protocol, steps.runs))
-    progress = Progress(schedule, estimator, len(slots))
+    estimator = Estimator(steps.runs, steps.seconds, guesses(work, protocol, steps.runs), steps.underway)
+    progress, written = Progress(schedule, estimator, len(slots)), len(schedule.finished)
+
+    def report(run: Run | None) -> None:
+        """Tells, and writes what there is after every run: a benchmark may be killed after days."""
+        nonlocal written
+        progress(run)
+        if run is None and (finished := len(schedule.finished)) != written:  # in the main thread
+            write_results(work, protocol, steps)
+            written = finished
+
     print(f"logs: {LOG} in the folder of each run, under {work / 'runs'}", flush=True)
     try:
-        carry_out(schedule, slots, steps, progress, stop=launcher.stop)
+        carry_out(schedule, slots, steps, report, stop=launcher.stop)
     finally:
         print(flush=True)
         write_results(work, protocol, steps)

@@ -36,6 +36,7 @@ class Schedule:
                     return None
                 if ready := [run for run in waiting if self._ready(run)]:
                     self.running[ready[0].name] = time.monotonic()
+                    self._not_before.pop(ready[0].name, None)
                     return ready[0]
                 self._change.wait(min(self.retry, 1.0))
             return None
@@ -51,6 +52,11 @@ class Schedule:
             elif error is None:
                 self.finished.add(run.name)
             self._change.notify_all()
+
+    def held(self) -> list[Run]:
+        """Runs that another process is at."""
+        with self._change:
+            return [run for run in self._waiting() if run.name in self._not_before]
 
     def stop(self) -> None:
         """No run starts any more."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from nnunet_semisam.benchmark.metrics import EMPTY_RULE
 from nnunet_semisam.benchmark.runs import Run
 from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv
-from nnunet_semisam.benchmark.training_log import epoch_seconds
+from nnunet_semisam.benchmark.training_log import epoch_seconds, start_up_seconds
 
 CHECKPOINTS = {FINAL: "checkpoint_final.pth", TEACHER: "checkpoint_final_teacher.pth"}
+LENGTH = "length.json"  # of an arm of equal time
 BEGUN, TRAINED, PREDICTED, SCORED = "begun.json", "trained.json", "benchmark_predicted.json", "scored.json"
 
 
@@ -49,6 +51,15 @@ class State:
         """Finished epochs of a training that is not finished."""
         begun = read(self.folder(run) / BEGUN)
         return len(epoch_seconds(self.work / begun["fold"])) if begun else 0
+
+    def underway(self, run: Run) -> tuple[float, float] | None:
+        """Seconds of a training so far, and those that it will still take; None before its first epoch and after it."""
+        begun = read(self.folder(run) / BEGUN)
+        epochs = read(self.folder(run) / LENGTH).get("epochs", run.protocol.epochs)
+        if not begun or self.trained(run) or not (seconds := epoch_seconds(self.work / begun["fold"])):
+            return None
+        spent = start_up_seconds(self.work / begun["fold"]) + sum(seconds.values())
+        return spent, statistics.median(seconds.values()) * max(0, epochs - len(seconds))
 
     def seconds(self, run: Run) -> float | None:
         """How long a run took in all; None if it is not done."""

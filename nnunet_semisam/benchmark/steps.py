@@ -17,6 +17,7 @@ from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, score, write_csv
 from nnunet_semisam.benchmark.state import (
     BEGUN,
     CHECKPOINTS,
+    LENGTH,
     PREDICTED,
     SCORED,
     TRAINED,
@@ -27,7 +28,8 @@ from nnunet_semisam.benchmark.state import (
 )
 from nnunet_semisam.benchmark.training_log import epoch_seconds, length, training_seconds
 
-LENGTH, FAILED, LOG = "length.json", "failed.txt", "log.txt"
+BEST = "checkpoint_best.pth"
+FAILED, LOG = "failed.txt", "log.txt"
 
 
 class Steps(State):
@@ -133,8 +135,8 @@ class Steps(State):
         if settled := read(self.folder(run) / LENGTH):
             return settled["epochs"]
         facts = {other.arm.name: self.trained(other) for other in needs(run, self.runs)}
-        devices = {name: found["device"] for name, found in facts.items()}
-        if len({device.split(":")[0] for device in devices.values()}) > 1:
+        devices = {name: found.get("gpu") or found["device"].split(":")[0] for name, found in facts.items()}
+        if len(set(devices.values())) > 1:
             raise RuntimeError(
                 f"{run.arm.name}: no equal time, as its arms ran on {devices}; use one kind of --devices"
             )
@@ -184,6 +186,8 @@ class Steps(State):
             rows = [row for name in weights for row in score(run, folder / f"predicted_{name}", name)]
         write_csv(folder / SCORES_FILE, rows)
         write_json(folder / SCORED, {"settings": scoring(run), "weights": weights})
+        if begun := read(folder / BEGUN):
+            (self.work / begun["fold"] / BEST).unlink(missing_ok=True)  # a quarter of a run's disk space
 
     def command(self, run: Run, home: Home, slot: Slot, lock: int | None, *words: str, **more: str) -> None:
         log = self.folder(run) / LOG

@@ -6,6 +6,7 @@ import json
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?): ")
 EPOCH = re.compile(r": Epoch (\d+)\s*$")
@@ -41,10 +42,11 @@ def training_seconds(fold: Path) -> float:
     return start_up_seconds(fold) + sum(epoch_seconds(fold).values())
 
 
-def length(fold: Path) -> dict[str, int]:
-    """Epochs and iterations per epoch that the trainer really had, from nnU-Net's `debug.json`."""
+def length(fold: Path) -> dict[str, Any]:
+    """Epochs and iterations per epoch that the trainer really had, and its GPU if any, from nnU-Net's `debug.json`."""
     debug = json.loads((fold / "debug.json").read_text())
-    return {"epochs": int(debug["num_epochs"]), "iterations": int(debug["num_iterations_per_epoch"])}
+    found = {"epochs": int(debug["num_epochs"]), "iterations": int(debug["num_iterations_per_epoch"])}
+    return found | ({"gpu": debug["gpu_name"]} if debug.get("gpu_name") else {})
 
 
 def _logs(fold: Path) -> list[Path]:

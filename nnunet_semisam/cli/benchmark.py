@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, str]:
-    from nnunet_semisam.benchmark.launch import Launcher, cores, slots
+    from nnunet_semisam.benchmark.launch import ENOUGH_LOADERS, Launcher, cores, slots
     from nnunet_semisam.benchmark.measure import measure_arms
     from nnunet_semisam.benchmark.metrics import require_monai
     from nnunet_semisam.benchmark.planning import plan_steps
@@ -166,6 +166,8 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--workers must be at least 1 and --loaders at least 0")
     devices = _devices(args.devices)
     places = slots(devices, args.workers or len(devices), cores(), args.loaders)
+    if few := [slot.loaders for slot in places if slot.kind == "cuda" and slot.loaders < ENOUGH_LOADERS]:
+        print(f"WARNING: {min(few)} process(es) for augmentation per run: the GPU may wait for them (--loaders)")
     if not args.dry_run and (line := _changed(protocol.as_dict(), work / "protocol.json")):
         print(line)
     if args.measure:

@@ -74,8 +74,7 @@ def _components(near: np.ndarray, config: SamConfig) -> list[np.ndarray]:
 
     `near` is 0 outside of the object, else 1 and 254 times the probability (uint8).
     """
-    connectivity = 8 if near.ndim == 2 else 26
-    labels, count = cc3d.connected_components(near > 0, connectivity=connectivity, return_N=True)
+    labels, count = cc3d.connected_components(near > 0, connectivity=8 if near.ndim == 2 else 26, return_N=True)
     own = labels[near > 0]  # in a speckled prediction a small part of the box
     sizes = np.bincount(own, minlength=count + 1)[1:]
     mass = np.bincount(own, weights=near[near > 0], minlength=count + 1)[1:] - sizes

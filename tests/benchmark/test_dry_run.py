@@ -52,9 +52,9 @@ def test_finished_runs_tell_how_long_others_of_their_kind_take(tmp_path):
     (tmp_path / "work" / "fold_0" / "training_log_2026_1_1_10_00_00.txt").write_text(LOG)
     lines = list_runs(steps, used, 1).splitlines()
     assert lines[0].startswith("done ") and first.title in lines[0]
-    assert lines[1].startswith("begun, 1 epochs") and "time unknown" in lines[1]
+    assert lines[1].startswith("begun, 1 epochs") and lines[1].endswith("(about 0:06:40)")  # 200 epochs of 2 s
     assert next(line for line in lines[1:] if "supervised" in line).endswith("(about 0:02:00)")
-    assert "3 of 4 runs to do, 1 at a time: about 0:06:00 (some kinds of runs unknown)" in "\n".join(lines)
+    assert "3 of 4 runs to do, 1 at a time: about 0:15:18" in lines  # 120 + 398 + 400 s
 
 
 def test_timed_iterations_make_guesses_and_equal_time_takes_as_long_as_its_model(tmp_path):

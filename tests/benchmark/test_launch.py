@@ -36,6 +36,29 @@ def test_a_failing_command_shows_the_end_of_its_log(tmp_path):
         run(tmp_path, "import sys; print('the reason'); sys.exit(3)")
 
 
+def test_what_a_killed_command_has_left_running_ends_with_it(tmp_path):
+    """Loaders of a training that was killed wait for ever, and would keep its lock."""
+    orphan = f"import time, pathlib; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+    code = f"""
+import os, pathlib, signal, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {orphan!r}], close_fds=False)
+while not pathlib.Path({str(tmp_path / "up")!r}).exists():
+    time.sleep(0.02)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with pytest.raises(CommandFailed, match="code -9"), locked(tmp_path / "run") as lock:
+        run(tmp_path, code, lock=lock)
+
+    def free():
+        try:
+            with locked(tmp_path / "run"):
+                return True
+        except Busy:
+            return False
+
+    wait_until(free)
+
+
 def test_stop_ends_running_commands_and_starts_no_more(tmp_path):
     launcher, errors = Launcher(), []
 

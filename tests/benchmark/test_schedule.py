@@ -7,6 +7,7 @@ import time
 import pytest
 from made_up import protocol, raw_dataset
 
+from nnunet_semisam.benchmark import run as run_module
 from nnunet_semisam.benchmark.launch import Busy, Slot, slots
 from nnunet_semisam.benchmark.progress import Estimator, Progress, clock
 from nnunet_semisam.benchmark.runs import expand, needs
@@ -87,8 +88,44 @@ def test_a_run_that_another_process_is_at_is_tried_again_later(runs):
         if run is runs[0] and tries[run.name] < 3:
             raise Busy("in use")
 
-    schedule = carry(runs, work)
+    schedule, told = Schedule(runs, set(), retry=0.3), []
+    progress = Progress(schedule, Estimator(runs, lambda run: None), 2)
+    carry_out(schedule, SLOTS, work, lambda run: told.append(progress.line()))
+    assert any(f"in use by another process: {runs[0].title}" in line for line in told)
+    assert "another process" not in progress.line()
     assert tries[runs[0].name] == 3 and not schedule.errors and len(schedule.finished) == len(runs)
+
+
+def test_results_are_written_whenever_a_run_has_ended(runs, monkeypatch, tmp_path):
+    """A benchmark may be killed after days."""
+    written = []
+
+    class Steps:
+        def __init__(self):
+            self.runs, self.ended = runs[:2], set()
+
+        def __call__(self, run, slot):
+            for _ in range(500 if run is runs[1] else 0):
+                time.sleep(0.0 if written else 0.02)
+            self.ended.add(run.name)
+
+        def done(self, run):
+            return run.name in self.ended
+
+        def seconds(self, run):
+            return None
+
+        underway = seconds
+
+        def require_same_cases(self):
+            pass
+
+    steps = Steps()
+    monkeypatch.setattr(run_module, "require_monai", lambda: None)
+    monkeypatch.setattr(run_module, "plan_steps", lambda *given: steps)
+    monkeypatch.setattr(run_module, "write_results", lambda *given: written.append(len(steps.ended)))
+    assert not run_module.run_benchmark(tmp_path, runs[0].protocol, [Slot("cpu")])
+    assert written[0] == 1 and written[-1] == 2
 
 
 def test_an_interrupt_stops_what_runs_and_starts_nothing(runs, capsys):
@@ -130,6 +167,18 @@ def test_time_left_comes_from_finished_runs_of_the_same_kind(runs):
     assert estimator.left({}, 1) == (0.0, False)
 
 
+def test_time_left_of_a_begun_training_comes_from_its_epochs(runs):
+    begun = {runs[0].name: (40.0, 60.0)}
+    estimator = Estimator(runs, lambda run: None, underway=lambda run: begun.get(run.name))
+    each = estimator.each()
+    same = [run.name for run in runs if run.arm.name == runs[0].arm.name]
+    assert [each[name] for name in same] == [100.0] * len(same) and len(same) > 1
+    assert estimator.left({runs[0].name: 0.0}, 1) == (60.0, False)  # however long ago the benchmark was started
+    assert estimator.left({same[0]: 5.0, same[1]: 0.0}, 1) == (160.0, False)
+    begun.clear()
+    assert estimator.left({runs[0].name: 0.0}, 1) is None
+
+
 def test_the_line_of_progress_counts_and_estimates(runs, capsys):
     schedule = Schedule(runs, {runs[0].name})
     progress = Progress(schedule, Estimator(runs, lambda run: 60.0 if run is runs[0] else None), 1)
@@ -158,6 +207,22 @@ def test_slots_share_the_cores_and_take_devices_in_turn():
     assert [slot.device for slot in found] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert {(slot.threads, slot.loaders) for slot in found} == {(4, 4)}
     assert slots(["cpu"], 3, 2) == [Slot("cpu", 1, 0)] * 3
+
+
+def test_one_thread_for_computing_is_no_limit_on_loaders(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert slots(["cuda:0"], 1, 16) == [Slot("cuda:0", 16, 12)]
+    assert slots(["cpu"], 1, 16) == [Slot("cpu", 1, 0)]
+    monkeypatch.setenv("nnUNet_n_proc_DA", "3")
+    assert slots(["cuda:0"], 1, 16) == [Slot("cuda:0", 16, 3)]
+    assert slots(["cuda:0"], 1, 16, loaders=5) == [Slot("cuda:0", 16, 5)]
+
+
+def test_processes_share_the_threads_and_are_no_more_than_nnunet_takes():
+    slot = Slot("cuda:0", 64)
+    assert (slot.processes(4), Slot("cpu").processes(4)) == (4, 1)
+    assert slot.environment()["nnUNet_def_n_proc"] == "8"
+    assert slot.environment(4)["OMP_NUM_THREADS"] == "16"
 
 
 def test_waiting_threads_do_not_spin_and_a_gpu_is_chosen_by_its_number(monkeypatch):

@@ -291,8 +291,45 @@ def test_equal_time_is_not_reckoned_from_two_kinds_of_device(bench):
     steps = bench.steps(arms=arms)
     for arm, device in (("supervised", "cpu"), ("semisam", "cuda:1")):
         steps(next(run for run in steps.runs if run.arm.name == arm), Slot(device))
-    with pytest.raises(RuntimeError, match="no equal time.*'semisam': 'cuda:1'.*one kind of --devices"):
+    with pytest.raises(RuntimeError, match="no equal time.*'semisam': 'cuda'.*one kind of --devices"):
         bring(steps, "supervised_time")
+
+
+def test_equal_time_is_not_reckoned_from_two_kinds_of_gpu(bench):
+    arms = ["supervised", "semisam", "supervised_time"]
+    steps = bench.steps(arms=arms)
+    for arm in ("supervised", "semisam"):
+        bring(steps, arm)
+    for number, file in enumerate(bench.work.rglob("trained.json")):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "gpu": f"model {number}"}))
+    with pytest.raises(RuntimeError, match="no equal time.*'model 0'"):
+        bring(steps, "supervised_time")
+
+
+def test_the_best_checkpoint_goes_when_a_run_is_scored(bench):
+    bench.stub.die_at = "predict"
+    with pytest.raises(CommandFailed):
+        bring(bench.steps(), "supervised")
+    final = next(bench.work.rglob("checkpoint_final.pth"))
+    best = final.with_name("checkpoint_best.pth")
+    best.touch()
+    bench.stub.die_at = None
+    bring(bench.steps(), "supervised")
+    assert final.exists() and not best.exists()
+
+
+def test_a_begun_training_tells_what_it_took_and_what_it_will_take(bench):
+    bench.stub.die_at = "train"
+    with pytest.raises(CommandFailed):
+        bring(steps := bench.steps(), "supervised")
+    run = next(run for run in steps.runs if run.arm.name == "supervised")
+    assert steps.underway(run) is None  # no epoch yet
+    lines = ["2026-01-01 10:00:00.000000: up", "2026-01-01 10:00:07.000000: Epoch 0", "x: Epoch time: 2.0 s"]
+    (next(bench.work.rglob("fold_0")) / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
+    assert steps.underway(run) == (9.0, 4.0)
+    bench.stub.die_at = None
+    bring(steps, "supervised")
+    assert steps.underway(run) is None
 
 
 def test_the_fold_shows_training_no_label_of_a_hidden_or_evaluation_case(bench):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_semisam.sam.backends.embedded import EmbeddedSam
-from nnunet_semisam.sam.embedded import SHIPPED, channels, load_generalists, train
+from nnunet_semisam.sam.embedded import SHIPPED, channels, corruption, load_generalists, train
 from nnunet_semisam.sam.embedded.corruption import Corruption, corrupt_nearby, corrupt_to_dice, surroundings
 from nnunet_semisam.sam.embedded.frame import OUTSIDE, Frame
 from nnunet_semisam.sam.embedded.noise import coordinates, dice, mask_box
@@ -163,6 +163,30 @@ def test_a_corruption_nearby_is_that_of_the_surroundings_in_its_place():
     assert mask[near].sum() == mask.sum() and mask[near].numel() < 0.3 * mask.numel()
     assert torch.equal(spoiled[near], corrupt_to_dice(mask[near], 0.75, torch.Generator().manual_seed(0)))
     assert spoiled[near].sum() == spoiled.sum()
+
+
+@pytest.mark.parametrize("shape", [(80, 90, 100), (600, 700)])
+def test_large_masks_are_spoiled_on_a_coarse_grid(monkeypatch, shape):
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[tuple(slice(side // 6, 2 * side // 3) for side in shape)] = True
+    sizes, original = [], corruption.corrupt_to_dice
+
+    def noted(mask, *given, **more):
+        sizes.append(mask.numel())
+        return original(mask, *given, **more)
+
+    monkeypatch.setattr(corruption, "corrupt_to_dice", noted)
+    for wanted in (0.6, 0.9):
+        spoiled = corrupt_nearby(mask, wanted, torch.Generator().manual_seed(0))
+        assert abs(dice(spoiled, mask) - wanted) < 0.05
+    assert len(sizes) == 2 and all(2**16 < size < 1.2 * 2**17 for size in sizes)
+
+
+def test_a_thin_mask_is_spoiled_as_it_is_however_large():
+    mask = torch.zeros(80, 90, 100, dtype=torch.bool)
+    mask[10:70, 40, 10:90] = True  # a sheet: nothing of it is left on a coarse grid
+    for thin in (mask, mask | ball(mask.shape, [40.0, 60, 50], 10)):
+        assert abs(dice(corrupt_nearby(thin, 0.9, torch.Generator().manual_seed(0)), thin) - 0.9) < 0.05
 
 
 def test_no_corruption_at_strength_zero_and_a_clear_error_for_nothing():

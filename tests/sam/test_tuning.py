@@ -137,6 +137,17 @@ def test_tuning_depends_on_its_seed_alone_and_draws_no_global_number(small, ndim
     assert any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_examples_are_the_same_with_any_number_of_threads(monkeypatch, ndim):
+    monkeypatch.setattr(frames, "SYNTHETIC_MAPS", 1)
+    _, task = embedded_task(ndim)
+    alone, together = (task._drawn(torch.Generator().manual_seed(5), threads) for threads in (1, 4))
+    assert len(alone) == frames.BATCH[ndim]
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+    assert len({float(example.channels.sum()) for example in alone}) == len(alone)
+
+
 def test_tuning_leaves_a_frozen_network_the_other_one_and_the_file_alone(small):
     before_file = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
     backend, task = embedded_task(2)

@@ -27,6 +27,9 @@ from nnunet_semisam.sam.embedded.noise import (
     whole,
 )
 
+FINE_VOXELS = 2**17  # larger surroundings of an object are spoiled on a coarser grid
+NEAR_ENOUGH = 0.05  # difference in Dice
+
 
 @dataclass(frozen=True)
 class Corruption:
@@ -88,10 +91,28 @@ def corrupt_to_dice(
 def corrupt_nearby(
     mask: Bool[Tensor, "*S"], wanted: float, rng: torch.Generator, *, rounds: int = 12
 ) -> Bool[Tensor, "*S"]:
-    """`corrupt_to_dice` within the surroundings of the object, which saves most of its time in a large patch."""
+    """`corrupt_to_dice` within the surroundings of the object, which saves most of its time in a large patch.
+
+    Where these have more than `FINE_VOXELS` voxels, on a coarser grid: errors are in proportion to the object anyway.
+    Of thin objects too little would be left there, and they are spoiled as they are.
+    """
     near, spoiled = surroundings(mask), torch.zeros_like(mask)
-    spoiled[near] = corrupt_to_dice(mask[near], wanted, rng, rounds=rounds)
+    spoiled[near] = _on_coarse_grid(mask[near], wanted, rng, rounds)
     return spoiled
+
+
+def _on_coarse_grid(mask: Bool[Tensor, "*S"], wanted: float, rng: torch.Generator, rounds: int) -> Bool[Tensor, "*S"]:
+    shrink = (mask.numel() / FINE_VOXELS) ** (1 / mask.ndim)
+    if shrink > 1:
+        size = [max(1, round(side / shrink)) for side in mask.shape]
+        coarse = F.interpolate(mask.float()[None, None], size, mode="area")[0, 0] > 0.5
+        if coarse.any():
+            spoiled = corrupt_to_dice(coarse, wanted, rng, rounds=rounds).float()[None, None]
+            mode = "bilinear" if mask.ndim == 2 else "trilinear"
+            found = F.interpolate(spoiled, tuple(mask.shape), mode=mode)[0, 0] > 0.5
+            if abs(dice(found, mask) - wanted) <= NEAR_ENOUGH:
+                return found
+    return corrupt_to_dice(mask, wanted, rng, rounds=rounds)
 
 
 def surroundings(mask: Bool[Tensor, "*S"]) -> tuple[slice, ...]:

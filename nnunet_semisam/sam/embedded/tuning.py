@@ -8,12 +8,14 @@ The synthetic share keeps one labeled case from being learned by heart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from joblib import cpu_count
 from torch import Tensor
 
 from nnunet_semisam.config import SamConfig
@@ -84,15 +86,27 @@ class FrameTask:
 
     def loss(self, rng: torch.Generator) -> Float[Tensor, ""]:
         """The loss of a batch of real and synthetic examples; in bfloat16, as in the generalist's training."""
-        synthetic = round(SYNTHETIC_SHARE * BATCH[self.ndim])
-        examples = [self.synthetic(rng) for _ in range(synthetic)]
-        examples += [self.real(rng) for _ in range(BATCH[self.ndim] - synthetic)]
         device = next(self.module.parameters()).device
+        examples = self._drawn(rng, threads=min(BATCH[self.ndim], cpu_count()) if device.type == "cuda" else 1)
         names = ("channels", "truth", "guess", "valid")
         channels, truth, guess, valid = (torch.stack([getattr(e, n) for e in examples]).to(device) for n in names)
         with torch.autocast(device.type, torch.bfloat16, enabled=_knows_bfloat16(device)):
             logits, quality = self.module(channels.contiguous(memory_format=_LAYOUT[self.ndim]), self.keep)
         return mask_loss(logits.float(), quality.float().sigmoid(), truth=truth, guess=guess, valid=valid)
+
+    def _drawn(self, rng: torch.Generator, threads: int) -> list[Example]:
+        """A batch, each example from a generator of its own: the same with any number of threads."""
+        size = BATCH[self.ndim]
+        generators = [
+            torch.Generator().manual_seed(seed) for seed in torch.randint(2**62, (size,), generator=rng).tolist()
+        ]
+        synthetic = round(SYNTHETIC_SHARE * size)
+        self.maps  # noqa: B018 (made once, not by several threads)
+        makers = [self.synthetic] * synthetic + [self.real] * (size - synthetic)
+        if threads == 1:
+            return [make(own) for make, own in zip(makers, generators, strict=True)]
+        with ThreadPoolExecutor(threads) as pool:  # nnU-Net gives torch one thread on CUDA, and the device would wait
+            return list(pool.map(lambda make, own: make(own), makers, generators))
 
     def synthetic(self, rng: torch.Generator) -> Example:
         """An example as in the generalist's own training."""
