@@ -91,6 +91,13 @@ def started(arm: Arm, task: Task) -> Any:
     return trainer
 
 
+def stopped(trainer: Any) -> None:
+    """Ends the processes of its loaders, as nnU-Net does at the end of a training."""
+    for name in ("dataloader_train", "dataloader_val", "dataloader_unlabeled"):
+        if hasattr(loader := getattr(trainer, name, None), "_finish"):
+            loader._finish()
+
+
 def made_ready(readiness: Readiness) -> None:
     """It counts as it does in training, and is ready whatever it finds: an untrained network knows no class."""
     readiness.judge = lambda *_: None  # type: ignore[method-assign]

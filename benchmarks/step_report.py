@@ -17,6 +17,7 @@ class Measured:
     plain: list[float] = field(default_factory=list)
     by_part: list[dict[str, float]] = field(default_factory=list)
     operations: dict[str, float] = field(default_factory=dict)
+    in_a_row: float | None = None  # seconds per step, alone
     start: float | None = None  # seconds to the end of the first step
     memory: float | None = None  # MiB
     objects: float | None = None  # that SAM was asked about, per step
@@ -39,13 +40,17 @@ def tables(found: Mapping[str, Measured]) -> str:
     """Markdown: step, memory and start, seconds by part, operations by part."""
     stock = next(iter(found.values()))
     lines = _header(
-        ["trainer", "median s", "min", "max", "x stock", "peak MiB", "first step after s", "objects asked about"]
-    )
+        ["trainer", "median s", "min", "max", "x stock", "in a row, s", "x stock", "peak MiB", "first step after s",
+         "objects asked about"]
+    )  # fmt: skip
     for name, one in found.items():
         alone = [f"{one.memory:.0f}", f"{one.start:.2f}"] if one.memory is not None else ["", ""]
         cells = [*alone, "" if one.objects is None else f"{one.objects:.1f}"]
+        row = ["", ""]
+        if one.in_a_row is not None and stock.in_a_row is not None:
+            row = [f"{one.in_a_row:.3f}", f"{one.in_a_row / stock.in_a_row:.2f}"]
         times = f"{one.seconds:.3f} | {min(one.plain):.3f} | {max(one.plain):.3f} | {one.seconds / stock.seconds:.2f}"
-        lines.append(f"| {name} | {times} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {times} | {' | '.join([*row, *cells])} |")
     lines += ["", *_by_part("seconds", {name: one.parts for name, one in found.items()}, 1.0, 3)]
     counted = {name: one.operations for name, one in found.items() if one.operations}
     if counted:

@@ -10,7 +10,9 @@ SAM is asked about two objects per patch. nnU-Net's usual sizes: `--patch-size 1
 
 Loading is included (`nnUNet_n_proc_DA=0` loads within the step); the test of SAM and its tuning before training are
 not. The arms take turns, so that a change in the machine's load meets them all: each round is one plain step, timed as
-a whole, and one step with parts, during which CUDA waits at each part's end. A backend that needs a checkpoint and is
+a whole, and one step with parts, during which CUDA waits at each part's end. Where processes load, their queues fill up
+while the other arms have their turn, and loading seems to cost nothing; so every arm then also makes steps in a row,
+alone, the first of which empty the queues: what training really gets. A backend that needs a checkpoint and is
 given none has random weights: its time is right, its answers are not.
 """
 
@@ -22,13 +24,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import step_data
 import torch
-from step_arms import Arm, Task, arms, good_teachers, started
+from step_arms import Arm, Task, arms, good_teachers, started, stopped
 from step_memory import start_and_peak
 from step_parts import clock, operations_of_step, parts_of_step, seconds_of_step
 from step_report import Measured, picture, tables
+
+QUEUED = 40  # batches: more than nnU-Net's queues and workers hold
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=7, help="rounds that count")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before")
+    parser.add_argument("--in-a-row", type=int, metavar="N", help="steps (default: 50 where processes load, else none)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch, on the CPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out memory and start (a process per trainer)")
@@ -97,7 +103,15 @@ def measure(task: Task, args: argparse.Namespace) -> dict[str, Measured]:
 
 
 def _take_turns(chosen: list[Arm], task: Task, args: argparse.Namespace, found: dict[str, Measured]) -> None:
-    trainers = {arm.name: started(arm, task) for arm in chosen}
+    with contextlib.ExitStack() as stack:
+        trainers = {}
+        for arm in chosen:
+            trainers[arm.name] = started(arm, task)
+            stack.callback(stopped, trainers[arm.name])
+        _measure_all(trainers, args, found)
+
+
+def _measure_all(trainers: dict[str, Any], args: argparse.Namespace, found: dict[str, Measured]) -> None:
     for step in range(args.warm_up + args.steps):
         for name, trainer in trainers.items():
             plain, by_part = seconds_of_step(trainer), parts_of_step(trainer, clock(trainer.device))
@@ -107,9 +121,26 @@ def _take_turns(chosen: list[Arm], task: Task, args: argparse.Namespace, found: 
     for name, trainer in trainers.items():
         if not args.no_flops:
             found[name].operations = operations_of_step(trainer)
+        if steps := _in_a_row(trainer, args.in_a_row):
+            found[name].in_a_row = _seconds_in_a_row(trainer, steps)
         if getattr(trainer, "sam_assisted", None) is not None:
             trainer.curves.end_epoch(0)
             found[name].objects = trainer.curves.epochs["sam/items"][0]
+
+
+def _in_a_row(trainer: Any, asked: int | None) -> int:
+    by_processes = hasattr(trainer.dataloader_train, "_finish")
+    return asked if asked is not None else 50 if by_processes else 0
+
+
+def _seconds_in_a_row(trainer: Any, steps: int) -> float:
+    """Seconds per step, alone and one after the other, when what the loaders had made before is used up."""
+    read = clock(trainer.device)
+    for count in (QUEUED if hasattr(trainer.dataloader_train, "_finish") else 0, steps):
+        start = read()
+        for _ in range(count):
+            trainer.train_step(next(trainer.dataloader_train))
+    return (read() - start) / steps
 
 
 def _device(name: str) -> str:

@@ -78,11 +78,13 @@ def test_tables_and_picture_are_complete(tmp_path, monkeypatch, capsys):
     from step_parts import PARTS
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    sizes = "--patch-size 16 16 16 --features 4 8 8 --steps 1 --warm-up 0 --no-memory --picture"
+    sizes = "--patch-size 16 16 16 --features 4 8 8 --steps 1 --warm-up 0 --no-memory --in-a-row 1 --picture"
     step_time.main([*sizes.split(), str(tmp_path / "parts.png")])
     said = capsys.readouterr().out
     assert [said.count(f"\n| {part} |") for part in PARTS] == [2] * len(PARTS)  # seconds and operations
     assert all(f"\n| {trainer} |" in said for trainer in ("stock", "mean teacher", "SemiSAM, embedded"))
+    stock = next(line for line in said.splitlines() if line.startswith("| stock |")).split(" | ")
+    assert float(stock[5]) > 0 and stock[6] == "1.00"  # in a row
     assert (tmp_path / "parts.png").stat().st_size > 0
 
 
