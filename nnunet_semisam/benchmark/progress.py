@@ -57,10 +57,11 @@ class Estimator:
         if not known:
             return None
         mean = statistics.mean(known)
-        filled = {name: mean if every[name] is None else every[name] for name in unfinished}
-        rest = [
-            begun[name][1] if name in begun else max(0.0, filled[name] - spent) for name, spent in unfinished.items()
-        ]
+        rest = []
+        for name, spent in unfinished.items():
+            whole = every[name]
+            spent, at_least = begun.get(name, (spent, 0.0))
+            rest.append(max(at_least, (mean if whole is None else whole) - spent))
         return max(sum(rest) / workers, max(rest)), None in [every[name] for name in unfinished]
 
     def _begun(self) -> dict[str, tuple[float, float]]:
@@ -116,7 +117,7 @@ class Progress:
             text += f", {len(schedule.errors)} failed"
         text += f"; {clock(now - self.begun)} elapsed, {describe(left)} left"
         text += "".join(f"; {run.title}" for run in schedule.runs if run.name in running)
-        text += "".join(f"; in use by another process: {run.title}" for run in schedule.held())
+        text += "".join(f"; was in use by another process: {run.title}" for run in schedule.held())
         return text + (f"; {self.newest}" if self.newest else "")
 
 

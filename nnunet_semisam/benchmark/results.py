@@ -66,14 +66,22 @@ def build_page(work: Path, protocol: Protocol, steps: Steps, lines: list[Line]) 
                 page.table(HEAD, [table_row(line, _cost(line, steps, full), protocol) for line in these])
     page.heading("What the numbers are")
     page.items(caption(protocol, steps, comparisons=sum(len(line.differences) > 0 for line in lines)))
-    if failed := [run for run in steps.runs if (steps.folder(run) / FAILED).is_file()]:
+    if failed := {run.title: reason for run in steps.runs if (reason := _failure(steps.folder(run) / FAILED))}:
         page.heading("Runs that failed")
-        page.items([f"{run.title}: {(steps.folder(run) / FAILED).read_text().splitlines()[0]}" for run in failed])
+        page.items([f"{title}: {reason}" for title, reason in failed.items()])
     page.heading("Make them again")
     page.code("nnUNetv2_semisam_benchmark WORK --protocol protocol.json")
     page.text("protocol.json:")
     page.code("{" + ",\n ".join(f'"{key}": {json.dumps(value)}' for key, value in protocol.as_dict().items()) + "}")
     return page
+
+
+def _failure(file: Path) -> str:
+    """The first line of a file; nothing if there is none, or none any more."""
+    try:
+        return (file.read_text().splitlines() or [""])[0]
+    except OSError:
+        return ""
 
 
 HEAD = ["arm", "Dice", "spread", "Dice - baseline [95 %]", "other draws [95 %]", "p", "HD95", "ASSD", "NSD"]

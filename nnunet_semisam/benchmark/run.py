@@ -61,15 +61,18 @@ def run_benchmark(work: Path, protocol: Protocol, slots: list[Slot]) -> dict[str
     write_json(work / "protocol.json", protocol.as_dict())
     schedule = Schedule(steps.runs, {run.name for run in steps.runs if steps.done(run)})
     estimator = Estimator(steps.runs, steps.seconds, guesses(work, protocol, steps.runs), steps.underway)
-    progress, written = Progress(schedule, estimator, len(slots)), len(schedule.finished)
+    progress, written = Progress(schedule, estimator, len(slots)), schedule.over
 
     def report(run: Run | None) -> None:
         """Tells, and writes what there is after every run: a benchmark may be killed after days."""
         nonlocal written
         progress(run)
-        if run is None and (finished := len(schedule.finished)) != written:  # in the main thread
-            write_results(work, protocol, steps)
-            written = finished
+        if run is None and (over := schedule.over) != written:  # in the main thread
+            written = over
+            try:
+                write_results(work, protocol, steps)
+            except Exception as error:  # noqa: BLE001 (a table that is open elsewhere must not end trainings)
+                print(f"\nresults not written yet: {type(error).__name__}: {error}", flush=True)
 
     print(f"logs: {LOG} in the folder of each run, under {work / 'runs'}", flush=True)
     try:

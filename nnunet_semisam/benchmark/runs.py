@@ -123,12 +123,17 @@ def settled(arm: Arm) -> Any:
 
 def write_json(file: Path, content: Any) -> None:
     """Writes in one move: after a kill the file is there as a whole or not at all."""
+    write_text(file, json.dumps(content, indent=1))
+
+
+def write_text(file: Path, content: str) -> None:
+    """As `write_json`; who reads meanwhile sees the file of before."""
     import os
 
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with temporary.open("w") as text:
-        json.dump(content, text, indent=1)
+        text.write(content)
         text.flush()
         os.fsync(text.fileno())
     os.replace(temporary, file)

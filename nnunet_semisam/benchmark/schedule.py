@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,8 +54,13 @@ class Schedule:
                 self.finished.add(run.name)
             self._change.notify_all()
 
+    @property
+    def over(self) -> int:
+        """How many runs have ended, well or not."""
+        return len(self.finished) + len(self.errors)
+
     def held(self) -> list[Run]:
-        """Runs that another process is at."""
+        """Runs that another process was at when they were last looked at."""
         with self._change:
             return [run for run in self._waiting() if run.name in self._not_before]
 
@@ -105,7 +111,8 @@ def carry_out(
                 error = caught
             schedule.end(run, error)
             if not isinstance(error, Busy):
-                report(run)
+                with contextlib.suppress(Exception):  # a line that cannot be printed must not end the slot
+                    report(run)
 
     threads = [threading.Thread(target=loop, args=(slot,), name=f"slot {n}") for n, slot in enumerate(slots)]
     for thread in threads:

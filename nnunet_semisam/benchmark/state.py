@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_semisam.benchmark.metrics import EMPTY_RULE
 from nnunet_semisam.benchmark.runs import Run
 from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, TEACHER, read_csv
-from nnunet_semisam.benchmark.training_log import epoch_seconds, start_up_seconds
+from nnunet_semisam.benchmark.training_log import epoch_seconds, length, start_up_seconds
 
 CHECKPOINTS = {FINAL: "checkpoint_final.pth", TEACHER: "checkpoint_final_teacher.pth"}
 LENGTH = "length.json"  # of an arm of equal time
@@ -53,12 +53,25 @@ class State:
         return len(epoch_seconds(self.work / begun["fold"])) if begun else 0
 
     def underway(self, run: Run) -> tuple[float, float] | None:
-        """Seconds of a training so far, and those that it will still take; None before its first epoch and after it."""
-        begun = read(self.folder(run) / BEGUN)
-        epochs = read(self.folder(run) / LENGTH).get("epochs", run.protocol.epochs)
-        if not begun or self.trained(run) or not (seconds := epoch_seconds(self.work / begun["fold"])):
+        """Seconds of a training so far, and those that it will still take, without predictions and scores.
+
+        None before its first epoch, and when the run is done.
+        """
+        if trained := self.trained(run):
+            return None if self.done(run) else (trained.get("wall", 0.0), 0.0)
+        if not (begun := read(self.folder(run) / BEGUN)):
             return None
-        spent = start_up_seconds(self.work / begun["fold"]) + sum(seconds.values())
+        try:
+            return self._underway(self.work / begun["fold"], run)
+        except (OSError, ValueError, KeyError):  # just being deleted, to begin anew, or written
+            return None
+
+    def _underway(self, fold: Path, run: Run) -> tuple[float, float] | None:
+        if not (seconds := epoch_seconds(fold)):
+            return None
+        epochs = read(self.folder(run) / LENGTH).get("epochs", run.protocol.epochs)
+        epochs = length(fold)["epochs"] if (fold / "debug.json").is_file() else epochs
+        spent = start_up_seconds(fold) + sum(seconds.values())
         return spent, statistics.median(seconds.values()) * max(0, epochs - len(seconds))
 
     def seconds(self, run: Run) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 from nnunet_semisam.benchmark.home import PLANS, Home, home_of
 from nnunet_semisam.benchmark.launch import Busy, CommandFailed, Launcher, Slot, locked
 from nnunet_semisam.benchmark.provenance import training_versions
-from nnunet_semisam.benchmark.runs import Run, needs, write_json
+from nnunet_semisam.benchmark.runs import Run, needs, write_json, write_text
 from nnunet_semisam.benchmark.scores import FINAL, SCORES_FILE, score, write_csv
 from nnunet_semisam.benchmark.state import (
     BEGUN,
@@ -61,7 +62,7 @@ class Steps(State):
                 raise
             except Exception as error:
                 if not self.launcher.stopped:  # an interrupted run has not failed
-                    (folder / FAILED).write_text(f"{type(error).__name__}: {error}\n")
+                    write_text(folder / FAILED, f"{type(error).__name__}: {error}\n")
                 raise
 
     def _all_steps(self, run: Run, slot: Slot, lock: int | None) -> None:
@@ -135,7 +136,9 @@ class Steps(State):
         if settled := read(self.folder(run) / LENGTH):
             return settled["epochs"]
         facts = {other.arm.name: self.trained(other) for other in needs(run, self.runs)}
-        devices = {name: found.get("gpu") or found["device"].split(":")[0] for name, found in facts.items()}
+        devices = {name: found["device"].split(":")[0] for name, found in facts.items()}
+        if all("gpu" in found for found in facts.values()):  # trainings of before did not note it
+            devices = {name: found["gpu"] for name, found in facts.items()}
         if len(set(devices.values())) > 1:
             raise RuntimeError(
                 f"{run.arm.name}: no equal time, as its arms ran on {devices}; use one kind of --devices"
@@ -187,7 +190,8 @@ class Steps(State):
         write_csv(folder / SCORES_FILE, rows)
         write_json(folder / SCORED, {"settings": scoring(run), "weights": weights})
         if begun := read(folder / BEGUN):
-            (self.work / begun["fold"] / BEST).unlink(missing_ok=True)  # a quarter of a run's disk space
+            with contextlib.suppress(OSError):  # scored all the same
+                (self.work / begun["fold"] / BEST).unlink(missing_ok=True)  # large, and never used here
 
     def command(self, run: Run, home: Home, slot: Slot, lock: int | None, *words: str, **more: str) -> None:
         log = self.folder(run) / LOG

@@ -3,13 +3,13 @@
 A click inside lies at the maximum of depth (Euclidean distance to the border, in voxels) times probability, because the
 centre of mass would fall outside curved objects; or where the teacher is most certain, as the text of SemiSAM has it
 ("low-uncertainty" points; its code draws them from the ground truth). Deterministic; on the CPU, on the surroundings of
-one object at a time. Of large surroundings only every second (third, ...) voxel along each axis is looked at.
+one object at a time. Of large surroundings only every second (third, ...) voxel is looked at along long axes.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ SURE_OUTSIDE = 0.05  # a negative click needs a probability of the object below 
 SURE_INSIDE = 0.95  # an error is clicked as missing where the probability of the object is above this
 SURE_RIVAL = 0.8  # negative clicks are drawn to places where another object has more than this
 CERTAIN = 0.05  # "certain" clicks are spread over places whose certainty is that close to the best, on a scale of 0..1
-EXACT_VOXELS = 2**16  # larger surroundings are thinned out; depth is counted along the axis of the largest distance
+EXACT_VOXELS = 2**16  # larger surroundings are thinned out; in a larger mask depth is counted along the longest axis
+FAIR_SHARE = 0.5  # of an object has to be seen where its surroundings are thinned out
 
 Place = tuple[int, ...]
 
@@ -43,7 +44,8 @@ def find_clicks(
         mask: the object; not empty.
         prob: all probabilities of the image.
         box: the object's tight half-open box, low and high corner; nothing farther off than the ring leaves the device.
-            With the ring it is thinned out to `EXACT_VOXELS` places, unless the object would be missed.
+            With the ring it is thinned out to `EXACT_VOXELS` places, unless too little of the object or nothing of
+            the ring would be left.
         head: the object's head.
         rivals: heads of the other objects.
         points_from: "center" = deep inside; "certain" = where the teacher's entropy is lowest (among places that hardly
@@ -53,17 +55,19 @@ def find_clicks(
     window = tuple(
         slice(max(0, low - reach), min(side, high + reach)) for low, high, side in zip(*box, mask.shape, strict=True)
     )
-    (near, own, rival), step = _seen(mask, prob, window, head=head, rivals=rivals if counts[1] else ())
     start = np.array([w.start for w in window])
-    low, high = (-((start - np.array(corner)) // step) for corner in box)  # of the box, in steps, rounded up
-    inner = tuple(map(slice, low, high))
-    inside = _inside(near[inner] > 0, own[inner], points_from) if counts[0] else _NOWHERE
-    outside = _outside(near > 0, own, rival, step) if counts[1] else _NOWHERE
+    for steps, (near, own, rival) in _views(mask, prob, window, head=head, rivals=rivals if counts[1] else ()):
+        low, high = (-((start - np.array(corner)) // steps) for corner in box)  # of the box, in steps, rounded up
+        inner = tuple(map(slice, low, high))
+        inside = _inside(near[inner] > 0, own[inner], points_from, steps) if counts[0] else _NOWHERE
+        outside = _outside(near > 0, own, rival, steps) if counts[1] else _NOWHERE
+        if len(outside[0]) or not counts[1]:
+            break
     (positive, negative) = (
         _spread(places, worth, n) for (places, worth), n in zip((inside, outside), counts, strict=True)
     )
-    return [(1, tuple(int(v) for v in (place + low) * step + start)) for place in positive] + [
-        (0, tuple(int(v) for v in place * step + start)) for place in negative
+    return [(1, tuple(int(v) for v in (place + low) * steps + start)) for place in positive] + [
+        (0, tuple(int(v) for v in place * steps + start)) for place in negative
     ]
 
 
@@ -74,16 +78,18 @@ def deepest(mask: Bool[Tensor, "*S"]) -> Place | None:
         return None
     low, high = found.amin(0).tolist(), (found.amax(0) + 1).tolist()
     near = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].cpu().numpy()
-    place = np.unravel_index(np.argmax(_depth(near)), near.shape)
+    place = np.unravel_index(np.argmax(_depth(near, (1,) * near.ndim)), near.shape)
     return tuple(int(v) + a for v, a in zip(place, low, strict=True))
 
 
 _NOWHERE = (np.empty((0, 1), dtype=np.int64), np.empty(0))
 
 
-def _inside(mask: np.ndarray, prob: np.ndarray, points_from: str) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels where to click the object (M, D), and how much they are worth (M,)."""
-    depth, prob, places = _depth(mask)[mask], prob[mask], np.argwhere(mask)
+def _inside(
+    mask: np.ndarray, prob: np.ndarray, points_from: str, steps: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places where to click the object (M, D), and how much they are worth (M,)."""
+    depth, prob, places = _depth(mask, steps)[mask], prob[mask], np.argwhere(mask)
     if points_from == "center":
         return places, depth * np.maximum(prob, 1e-6)
     worth = _certainty(prob) + 1e-3 * depth / depth.max()
@@ -97,47 +103,81 @@ def _certainty(prob: np.ndarray) -> np.ndarray:
     return 1 + own * np.log2(own) + (1 - own) * np.log2(1 - own)
 
 
-def _depth(mask: np.ndarray) -> np.ndarray:
-    """Distance to the border, 1 for the outermost voxels; what lies beyond the array is border."""
+def _depth(mask: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
+    """Distance to the border in voxels; what lies beyond the array is border.
+
+    Args:
+        steps: voxels from place to place, along each axis.
+    """
     padded = np.pad(mask, 1)
-    exact = mask.size <= EXACT_VOXELS
-    depth = distance_transform_edt(padded) if exact else distance_transform_cdt(padded, "chessboard")
+    if mask.size <= EXACT_VOXELS:
+        depth = distance_transform_edt(padded, sampling=steps)
+    else:
+        depth = distance_transform_cdt(padded, "chessboard")
     return depth[(slice(1, -1),) * mask.ndim]
 
 
-def _seen(
+def _views(
     mask: Bool[Tensor, "*S"],
     prob: Float[Tensor, "K *S"],
     window: tuple[slice, ...],
     *,
     head: int,
     rivals: Sequence[int],
-) -> tuple[np.ndarray, int]:
-    """Of every `step`-th place of a window: the object, its probability, the highest one of a rival; and `step`.
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """What is to be seen in a window, thinned out if it is large and a fair share of the object is left; then all.
 
-    One transfer from the device for all three.
+    With the steps from place to place. One transfer from the device each.
     """
-    sides = np.array([w.stop - w.start for w in window])
-    thinned = next(n for n in itertools.count(1) if (-(-sides // n)).prod() <= EXACT_VOXELS)
-    for step in (thinned, 1):
-        places = tuple(slice(w.start, w.stop, step) for w in window)
-        near = prob[(slice(None), *places)]
-        highest = near[list(rivals)].amax(0) if rivals else torch.zeros_like(near[0])
-        seen = torch.stack([mask[places], near[head], highest]).cpu().numpy()
-        if seen[0].any():
-            break
-    return seen, step
+    every_voxel = (1,) * mask.ndim
+    for steps in dict.fromkeys((_steps(window), every_voxel)):
+        seen = _seen(mask, prob, window, steps, head=head, rivals=rivals)
+        if steps == every_voxel or seen[0].sum() * math.prod(steps) >= FAIR_SHARE * mask.sum().item():
+            yield steps, seen
 
 
-def _outside(mask: np.ndarray, prob: np.ndarray, rival: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _steps(window: tuple[slice, ...]) -> tuple[int, ...]:
+    """Every how many voxels a window is looked at, along each axis; of long axes more are left out."""
+    sides = [w.stop - w.start for w in window]
+    for most in range(max(sides), 0, -1):  # places along an axis
+        steps = tuple(-(-side // most) for side in sides)
+        if math.prod(-(-side // step) for side, step in zip(sides, steps, strict=True)) <= EXACT_VOXELS:
+            return steps
+    raise AssertionError("one place is always few enough")
+
+
+def _seen(
+    mask: Bool[Tensor, "*S"],
+    prob: Float[Tensor, "K *S"],
+    window: tuple[slice, ...],
+    steps: tuple[int, ...],
+    *,
+    head: int,
+    rivals: Sequence[int],
+) -> np.ndarray:
+    """The object, its probability and the highest one of a rival, at some places of a window."""
+    places = tuple(slice(w.start, w.stop, step) for w, step in zip(window, steps, strict=True))
+    near = prob[(slice(None), *places)]
+    highest = near[list(rivals)].amax(0) if rivals else torch.zeros_like(near[0])
+    return torch.stack([mask[places], near[head], highest]).cpu().numpy()
+
+
+def _outside(
+    mask: np.ndarray, prob: np.ndarray, rival: np.ndarray, steps: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """Places of the ring where the teacher is sure that the object is not (M, D), and how much they are worth (M,).
 
-    `rival` is the highest probability of another object, `step` the number of voxels from place to place.
+    `rival` is the highest probability of another object. Where voxels are left out, those of the object may be nearer
+    than the places that are seen, so the ring begins farther off, and is a ring of Euclidean distances.
     Places of another object come first, the nearest of them before all: there the border between the two is drawn.
     """
-    nearest = RING[0] + step - 1  # between two places may lie voxels of the object
-    farthest = max(RING[1], nearest + step - 1)
-    away = step * distance_transform_cdt(~mask, "chessboard")
+    coarsest = max(steps)
+    nearest = RING[0] + coarsest - 1
+    farthest = max(RING[1], nearest + coarsest - 1)
+    if coarsest == 1:
+        away = distance_transform_cdt(~mask, "chessboard")
+    else:
+        away = distance_transform_edt(~mask, sampling=steps)
     places = np.argwhere((away >= nearest) & (away <= farthest) & (prob < SURE_OUTSIDE))
     index = tuple(places.T)
     taken = rival[index] > SURE_RIVAL

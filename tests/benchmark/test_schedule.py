@@ -91,41 +91,68 @@ def test_a_run_that_another_process_is_at_is_tried_again_later(runs):
     schedule, told = Schedule(runs, set(), retry=0.3), []
     progress = Progress(schedule, Estimator(runs, lambda run: None), 2)
     carry_out(schedule, SLOTS, work, lambda run: told.append(progress.line()))
-    assert any(f"in use by another process: {runs[0].title}" in line for line in told)
+    assert any(f"was in use by another process: {runs[0].title}" in line for line in told)
     assert "another process" not in progress.line()
     assert tries[runs[0].name] == 3 and not schedule.errors and len(schedule.finished) == len(runs)
 
 
+class Steps:
+    """The second run waits until `wait` tells of something, for ten seconds at most."""
+
+    def __init__(self, runs):
+        self.runs, self.ended = runs, set()
+
+    def __call__(self, run, slot):
+        for _ in range(500 if run is self.runs[1] else 0):
+            time.sleep(0.0 if self.wait() else 0.02)
+        self.ended.add(run.name)
+
+    def done(self, run):
+        return run.name in self.ended
+
+    def seconds(self, run):
+        return None
+
+    underway = seconds
+
+    def require_same_cases(self):
+        pass
+
+
 def test_results_are_written_whenever_a_run_has_ended(runs, monkeypatch, tmp_path):
     """A benchmark may be killed after days."""
-    written = []
-
-    class Steps:
-        def __init__(self):
-            self.runs, self.ended = runs[:2], set()
-
-        def __call__(self, run, slot):
-            for _ in range(500 if run is runs[1] else 0):
-                time.sleep(0.0 if written else 0.02)
-            self.ended.add(run.name)
-
-        def done(self, run):
-            return run.name in self.ended
-
-        def seconds(self, run):
-            return None
-
-        underway = seconds
-
-        def require_same_cases(self):
-            pass
-
-    steps = Steps()
+    written, steps = [], Steps(runs[:2])
+    steps.wait = lambda: written
     monkeypatch.setattr(run_module, "require_monai", lambda: None)
     monkeypatch.setattr(run_module, "plan_steps", lambda *given: steps)
     monkeypatch.setattr(run_module, "write_results", lambda *given: written.append(len(steps.ended)))
     assert not run_module.run_benchmark(tmp_path, runs[0].protocol, [Slot("cpu")])
     assert written[0] == 1 and written[-1] == 2
+
+
+def test_a_report_that_fails_ends_neither_a_slot_nor_the_benchmark(runs, monkeypatch, tmp_path, capsys):
+    def report(run):
+        if run is not None:
+            raise OSError("the pipe is gone")
+
+    schedule = Schedule(runs, set())
+    carry_out(schedule, SLOTS, lambda run, slot: None, report)
+    assert len(schedule.finished) == len(runs)
+
+    steps, tries = Steps(runs[:2]), []
+    monkeypatch.setattr(run_module, "require_monai", lambda: None)
+    monkeypatch.setattr(run_module, "plan_steps", lambda *given: steps)
+
+    def write(*given):
+        tries.append(steps.ended)
+        if len(tries) == 1:
+            raise PermissionError("summary.csv is open")
+
+    monkeypatch.setattr(run_module, "write_results", write)
+    steps.wait = lambda: tries
+    assert not run_module.run_benchmark(tmp_path, runs[0].protocol, [Slot("cpu")])
+    assert "results not written yet: PermissionError: summary.csv is open" in capsys.readouterr().out
+    assert len(steps.ended) == 2 and len(tries) > 1
 
 
 def test_an_interrupt_stops_what_runs_and_starts_nothing(runs, capsys):
@@ -175,6 +202,10 @@ def test_time_left_of_a_begun_training_comes_from_its_epochs(runs):
     assert [each[name] for name in same] == [100.0] * len(same) and len(same) > 1
     assert estimator.left({runs[0].name: 0.0}, 1) == (60.0, False)  # however long ago the benchmark was started
     assert estimator.left({same[0]: 5.0, same[1]: 0.0}, 1) == (160.0, False)
+    finished = {same[1]: 150.0}
+    estimator = Estimator(runs, lambda run: finished.get(run.name), underway=lambda run: begun.get(run.name))
+    assert estimator.left({same[0]: 0.0}, 1) == (110.0, False)  # with its predictions, as finished ones tell
+    finished.clear()
     begun.clear()
     assert estimator.left({runs[0].name: 0.0}, 1) is None
 

@@ -33,6 +33,7 @@ class Stub(Launcher):
         super().__init__()
         self.work, self.commands, self.die_at = work, [], None
         self.write = True  # checkpoints, while training
+        self.gpus = []  # names, of one training after the other
 
     def run(self, command, *, log, environment, lock):
         self.commands.append(command)
@@ -71,7 +72,10 @@ class Stub(Launcher):
                 f"x: Epoch time: {SECONDS[command[2].split('_s')[0]]} s ",
             ]
         (fold / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
-        (fold / "debug.json").write_text(json.dumps({"num_epochs": str(epochs), "num_iterations_per_epoch": "4"}))
+        debug = {"num_epochs": str(epochs), "num_iterations_per_epoch": "4"}
+        if self.gpus:
+            debug["gpu_name"] = self.gpus.pop(0)
+        (fold / "debug.json").write_text(json.dumps(debug))
         (fold / "checkpoint_final.pth").touch()
         (fold / "validation").mkdir(exist_ok=True)
         (fold / "validation" / "summary.json").touch()
@@ -297,13 +301,15 @@ def test_equal_time_is_not_reckoned_from_two_kinds_of_device(bench):
 
 def test_equal_time_is_not_reckoned_from_two_kinds_of_gpu(bench):
     arms = ["supervised", "semisam", "supervised_time"]
-    steps = bench.steps(arms=arms)
+    steps, bench.stub.gpus = bench.steps(arms=arms), ["A", "B"]
     for arm in ("supervised", "semisam"):
         bring(steps, arm)
-    for number, file in enumerate(bench.work.rglob("trained.json")):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "gpu": f"model {number}"}))
-    with pytest.raises(RuntimeError, match="no equal time.*'model 0'"):
+    with pytest.raises(RuntimeError, match="no equal time.*'supervised': 'A', 'semisam': 'B'"):
         bring(steps, "supervised_time")
+    marker = next(file for file in bench.work.rglob("trained.json") if "semisam" in str(file))
+    marker.write_text(json.dumps({key: value for key, value in json.loads(marker.read_text()).items() if key != "gpu"}))
+    SECONDS["supervised_time"] = 2.0
+    bring(steps, "supervised_time")  # of a version that did not note it
 
 
 def test_the_best_checkpoint_goes_when_a_run_is_scored(bench):
@@ -327,6 +333,16 @@ def test_a_begun_training_tells_what_it_took_and_what_it_will_take(bench):
     lines = ["2026-01-01 10:00:00.000000: up", "2026-01-01 10:00:07.000000: Epoch 0", "x: Epoch time: 2.0 s"]
     (next(bench.work.rglob("fold_0")) / "training_log_2026_1_1_10_00_00.txt").write_text("\n".join(lines))
     assert steps.underway(run) == (9.0, 4.0)
+    (next(bench.work.rglob("fold_0")) / "debug.json").write_text(
+        '{"num_epochs": "10", "num_iterations_per_epoch": "4"}'
+    )
+    assert steps.underway(run) == (9.0, 18.0)  # a trainer of another length
+    with mock.patch("nnunet_semisam.benchmark.state.epoch_seconds", side_effect=FileNotFoundError):
+        assert steps.underway(run) is None  # just being deleted, to begin anew
+    bench.stub.die_at = "predict"
+    with pytest.raises(CommandFailed):
+        bring(steps, "supervised")
+    assert steps.underway(run)[1] == 0.0  # trained, and to be predicted
     bench.stub.die_at = None
     bring(steps, "supervised")
     assert steps.underway(run) is None

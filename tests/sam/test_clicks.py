@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt, gaussian_filter
@@ -161,6 +162,34 @@ def test_a_large_object_that_thinning_out_would_miss_is_clicked_all_the_same():
         prob[1] > 0.5, prob, [[1, 1, 1], [98, 98, 98]], head=1, rivals=[], counts=(1, 1), points_from="center"
     )
     assert clicks[0] in [(1, (1, 1, 1)), (1, (97, 97, 97))] and clicks[1][0] == 0
+
+
+@pytest.mark.parametrize("corner", [(5, 30, 30), (4, 30, 30), (6, 31, 32)])
+def test_of_thin_large_objects_in_flat_patches_the_short_axis_is_seen_whole(corner):
+    """A plate one voxel thick and a small spur, which alone would be seen in every third plane."""
+    prob = torch.full((2, 16, 320, 320), 0.001)
+    z, y, x = corner
+    prob[1, z, y : y + 240, x : x + 240] = prob[1, z : z + 5, y : y + 5, x : x + 5] = 0.99
+    mask, box = prob[1] > 0.5, [list(corner), [z + 5, y + 240, x + 240]]
+    clicks = find_clicks(mask, prob, box, head=1, rivals=[], counts=(3, 2))
+    away = distance_transform_cdt(~mask.numpy(), "chessboard")
+    inside = torch.tensor([place for label, place in clicks if label]).float()
+    assert all(mask[place] for label, place in clicks if label) and torch.cdist(inside, inside).max() > 100
+    assert all(3 <= away[place] <= 12 for label, place in clicks if not label) and len(clicks) == 5
+
+
+def test_a_large_object_that_nearly_fills_the_patch_keeps_its_negative_click():
+    prob = torch.zeros(2, 128, 128, 128)
+    prob[1, 4:] = 0.99
+    clicks = find_clicks(prob[1] > 0.5, prob, [[4, 0, 0], [128] * 3], head=1, rivals=[], counts=(1, 1))
+    assert [label for label, _ in clicks] == [1, 0] and clicks[1][1][0] <= 1
+
+
+def test_depth_is_counted_in_voxels_where_axes_are_thinned_out_differently():
+    prob = torch.zeros(2, 16, 320, 320)
+    prob[1, 2:14, 20:260, 20:35] = prob[1, 2:14, 20:25, 20:300] = 0.99  # 12 voxels high, 15 wide: 3 places
+    clicks = find_clicks(prob[1] > 0.5, prob, [[2, 20, 20], [14, 260, 300]], head=1, rivals=[], counts=(1, 0))
+    assert distance_transform_edt(np.pad(prob[1] > 0.5, 1))[tuple(v + 1 for v in clicks[0][1])] >= 5
 
 
 def test_little_of_a_large_object_leaves_the_device(monkeypatch):
