@@ -41,11 +41,12 @@ def main() -> None:
     work, slot = args.work.resolve(), Slot(args.device)
     protocol = read_protocol(read_protocol_file(work / "protocol.json"))
     steps = plan_steps(work, protocol, Launcher())
-    print("| labels | draw | before | after |\n|---|---|---|---|")
+    lines = ["| labels | draw | before | after |", "|---|---|---|---|"]
     for run in steps.runs:
         if run.arm.name == args.arm and steps.done(run):
             after = second_round(run, steps, slot)
-            print(f"| {run.fold.labels} | {run.fold.draw} | {dice(run, steps):.1f} | {after:.1f} |", flush=True)
+            lines.append(f"| {run.fold.labels} | {run.fold.draw} | {dice(run, steps):.1f} | {after:.1f} |")
+    print("\n".join(lines))
 
 
 def second_round(run: Run, steps: Steps, slot: Slot) -> float:
