@@ -23,8 +23,6 @@ except ImportError:  # Windows: nobody notices that two benchmarks share a folde
     fcntl = None  # type: ignore[assignment]
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
-
-
 MOST_LOADERS = 12  # per run, on a GPU: what nnU-Net takes
 MOST_PROCESSES, MOST_FOR_3D = 8, 4  # nnU-Net's own defaults; volumes take memory
 ENOUGH_LOADERS = 4  # with fewer a GPU may wait for its patches
@@ -176,13 +174,13 @@ def slots(devices: list[str], workers: int, cores: int, loaders: int | None = No
     share = max(1, cores // workers)
     told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     threads = min(share, int(told)) if told.isdigit() and int(told) else share
-    usually = int(os.environ.get("nnUNet_n_proc_DA") or min(MOST_LOADERS, share))  # noqa: SIM112
-    found = []
-    for device in (devices[number % len(devices)] for number in range(workers)):
-        on_cpu = device == "cpu"
-        usual = 0 if on_cpu else usually
-        found.append(Slot(device, threads if on_cpu else share, usual if loaders is None else loaders))
-    return found
+    if loaders is None:
+        loaders = int(os.environ.get("nnUNet_n_proc_DA") or min(MOST_LOADERS, share))  # noqa: SIM112
+        on_cpu = 0
+    else:
+        on_cpu = loaders
+    chosen = [devices[number % len(devices)] for number in range(workers)]
+    return [Slot(name, threads, on_cpu) if name == "cpu" else Slot(name, share, loaders) for name in chosen]
 
 
 def cores() -> int:
