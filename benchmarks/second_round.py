@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_semisam.benchmark.arms import parse_arms
-from nnunet_semisam.benchmark.home import PLANS, Home
+from nnunet_semisam.benchmark.home import Home
 from nnunet_semisam.benchmark.launch import Launcher, Slot
 from nnunet_semisam.benchmark.planning import plan_steps
 from nnunet_semisam.benchmark.protocol import Protocol, read_protocol, read_protocol_file
@@ -52,9 +52,7 @@ def main() -> None:
 def second_round(run: Run, steps: Steps, slot: Slot) -> float:
     """Mean Dice in percent of a training on the predictions of `run`."""
     folder = steps.work / "second_round" / run.name
-    predicted = folder / "predicted"
-    if not (folder / "predicted.json").is_file():
-        predict(run, steps.home(run), slot, folder, predicted)
+    predicted = predict(run, steps.home(run), slot, folder)
     write_raw(run, predicted, folder / "raw" / run.dataset.name)
     everything = sorted({*run.fold.labeled, *run.fold.unlabeled})
     lists = {"labeled": everything, "unlabeled": [], "val": list(run.fold.val)}
@@ -80,21 +78,14 @@ def _protocol(protocol: Protocol, folder: Path, run: Run, labels: int) -> Protoc
     )
 
 
-def predict(run: Run, home: Home, slot: Slot, folder: Path, predicted: Path) -> None:
-    """Masks of the unlabeled cases, by stock nnU-Net."""
-    images = folder / "images"
-    shutil.rmtree(images, ignore_errors=True)
-    images.mkdir(parents=True)
-    for case in run.fold.unlabeled:
-        for file in run.dataset.images(case):
-            (images / file.name).symlink_to(file)
-    fold = home.fold_folder(run)
-    words = ("nnUNetv2_predict", "-i", str(images), "-o", str(predicted), "-d", run.dataset.name)
-    words += ("-c", run.configuration, "-f", fold.name.removeprefix("fold_"), "-tr", run.arm.trainer, "-p", PLANS)
-    words += ("-chk", "checkpoint_final.pth", "-device", slot.kind, "-npp", "1", "-nps", "1", "--disable_tta")
-    environment = slot.environment() | home.environment()
-    Launcher().run(words, log=folder / "log.txt", environment=environment, lock=None)
-    write_json(folder / "predicted.json", {"cases": list(run.fold.unlabeled)})
+def predict(run: Run, home: Home, slot: Slot, folder: Path) -> Path:
+    """Masks of the unlabeled cases, as the benchmark predicts evaluation cases."""
+    everything = replace(run.protocol, max_cases=None)
+    unlabeled = replace(run, fold=replace(run.fold, val=run.fold.unlabeled), protocol=everything)
+    steps = Steps(folder, [unlabeled], Launcher())
+    # the fold's number and weights are looked up by its labeled and unlabeled cases, which are the same
+    steps.predict(unlabeled, home, slot, None, FINAL)
+    return steps.folder(unlabeled) / f"predicted_{FINAL}"
 
 
 def write_raw(run: Run, predicted: Path, target: Path) -> None:
