@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import empty_cache
 
 from nnunet_semisam import cascade, resume, stream
 from nnunet_semisam.checkpoint import (
@@ -175,6 +176,8 @@ class SemiSAM(SemiSupervisedStep):
         if self.teacher is not None and self.local_rank == 0 and not self.disable_checkpointing:
             write_teacher_checkpoint(self.output_folder)
         close_unlabeled_loader(self.dataloader_unlabeled)
+        self.sam_assisted = None  # its memory is the last validation's
+        empty_cache(self.device)
 
     # --- set-up and files ---------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from nnunet_semisam import trust as module
 from nnunet_semisam.checkpoint import KEY
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.data.labeled import head_names
+from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.trainer import nnUNetTrainerSemiSAM
 from nnunet_semisam.types import LabeledCase, SamPrediction
 
@@ -185,12 +186,16 @@ def test_no_label_file_of_another_case_is_opened(toy, monkeypatch):  # noqa: F81
 
 
 @pytest.mark.parametrize("labels", [None, REGIONS], ids=["labels", "regions"])
-def test_trust_may_be_given_by_class(toy, labels):  # noqa: F811
+def test_trust_may_be_given_by_class(toy, labels, monkeypatch):  # noqa: F811
+    asked = []
+    ask = SamLabeler.__call__
+    monkeypatch.setattr(SamLabeler, "__call__", lambda self, *args: asked.append(self.trust) or ask(self, *args))
     trainer = trained(section=section({"ball": 0.5}), labels=labels)
     other = "shell" if labels is None else "whole"
     assert trainer.trust == {"ball": 0.5, other: 1.0}
     heads = {None: (1.0, 0.5, 1.0)}.get(labels if labels is None else 0, (1.0, 0.5))
-    assert trainer.sam_assisted.labeler.trust == heads and saved(trainer)["test"] == []
+    assert set(asked) == {heads} and saved(trainer)["test"] == []
+    assert trainer.sam_assisted is None  # given back for the last validation
 
 
 def test_an_unknown_class_is_told_the_known_ones(toy):  # noqa: F811

@@ -13,7 +13,7 @@ from nnunet_semisam.data.image_checks import has_volumes, open_problems
 from nnunet_semisam.data.label_like import MAX_VALUES, label_like_files, label_problems
 from nnunet_semisam.data.likeness import starts_at_zero, unlike_labeled
 from nnunet_semisam.data.preprocess import raw_folder_of
-from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER, files_of_labeled, files_per_case, scan_unlabeled
+from nnunet_semisam.data.raw_pool import FOLDER, files_of_labeled, files_per_case, scan_unlabeled
 from nnunet_semisam.data.splits import names
 from nnunet_semisam.data.truncated import not_finite_files
 
@@ -50,10 +50,13 @@ def check_images(planned: PlannedDataset, report: Report, *, skips: bool) -> Ima
     if skips:
         report.warning(*(f"left out, since skip_bad is true: {problem}" for problem in report.problems[known:]))
         del report.problems[known:]
-    _compare(planned, report, raw_folder, {case: cases[case] for case in usable})
-    for file, twin in copied_images(raw_folder):
+    labeled = files_of_labeled(raw_folder, planned.dataset_json)
+    reader = planned.plans_manager.image_reader_writer_class.__name__
+    unlike = unlike_labeled({case: cases[case] for case in usable}, labeled, reader)
+    report.warning(*(f"{raw_folder / FOLDER}: {text}" for text in unlike))
+    for file, twin in copied_images(cases, labeled):
         report.warning(
-            f"{raw_folder / FOLDER}: {file} is a copy of {LABELED_FOLDER}/{twin}. As a validation case it would be "
+            f"{raw_folder / FOLDER}: {file} is a copy of {twin}, a labeled image. As a validation case it would be "
             "measured on an image that training has seen; to hide a label, list the case as "
             '"unlabeled" in splits_final.json instead. Remove the copy.'
         )
@@ -85,13 +88,6 @@ def _open(planned: PlannedDataset, report: Report, cases: dict[str, list[str]], 
         bad |= {case} if found else set()
     _warn(report, f"{raw_folder / FOLDER}", labels, endless, offset)
     return bad
-
-
-def _compare(planned: PlannedDataset, report: Report, raw_folder: Path, usable: dict[str, list[str]]) -> None:
-    """Warns of images that lie unlike all labeled ones."""
-    labeled = files_of_labeled(raw_folder, planned.dataset_json)
-    reader = planned.plans_manager.image_reader_writer_class.__name__
-    report.warning(*(f"{raw_folder / FOLDER}: {text}" for text in unlike_labeled(usable, labeled, reader)))
 
 
 def _warn(report: Report, folder: str, labels: list[str], endless: list[str], offset: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -60,7 +61,8 @@ def write_configuration(
 ) -> dict[str, Any]:
     """Writes or edits configuration `name`, which inherits from `base`, with a validated `semisam` section.
 
-    An existing section is kept and edited key by key, unless `replace`. The file is replaced in one move.
+    An existing section, or that of the base, is kept and edited key by key, unless `replace`: nnU-Net inherits sections
+    whole, so what is not written here would be lost. The file is replaced in one move.
 
     Args:
         network: `patch_size`, `features` and `batch_size` where they shall differ from those of `base`.
@@ -77,7 +79,7 @@ def write_configuration(
     entry = configurations.get(name, {} if name == base else {"inherits_from": base})
     if name != base and entry.get("inherits_from") != base:
         raise ValueError(f"{plans_file}: configuration {name!r} exists and does not inherit from {base!r}; use --name")
-    merged = {} if replace else dict(entry.get("semisam", {}))
+    merged = {} if replace else _section_before(configurations, entry)
     _lay_over(merged, section)
     try:
         for part in (configurations[base], entry):
@@ -89,6 +91,15 @@ def write_configuration(
         raise ValueError(f"{error} (configuration {name} of {plans_file})") from error
     _write(plans_file, name, entry, {**changed, "semisam": merged})
     return merged
+
+
+def _section_before(configurations: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The section that a configuration has, or inherits."""
+    for _ in configurations:  # a circle would have no end; nnU-Net tells of it
+        if "semisam" in entry or entry.get("inherits_from") not in configurations:
+            break
+        entry = configurations[entry["inherits_from"]]
+    return dict(copy.deepcopy(entry.get("semisam", {})))
 
 
 def _write(plans_file: Path, name: str, entry: dict[str, Any], changed: Mapping[str, Any]) -> None:

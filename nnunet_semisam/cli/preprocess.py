@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for identifier, count in counts.items():
-        print(f"{identifier}_unlabeled: {count} unlabeled case(s) ready")
+        more = "" if count else ": nothing to preprocess, hidden or labeled cases serve as nnU-Net has made them"
+        print(f"{identifier}_unlabeled: {count} unlabeled case(s) ready{more}")
     if skipped:
         print("\n  - ".join(["skipped (--skip-bad, or the key skip_bad):", *dict.fromkeys(skipped)]))
         if not section_skips:

@@ -1,31 +1,26 @@
-"""Images of `imagesUn` that are copies of images of `imagesTr`: unlabeled and labeled or validation case at once."""
+"""Images of `imagesUn` that are copies of labeled images: unlabeled and labeled or validation case at once."""
 
 from __future__ import annotations
 
-import filecmp
-from collections import defaultdict
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
-from nnunet_semisam.data.raw_pool import FOLDER, LABELED_FOLDER
+from nnunet_semisam.paths import sha256_of
+
+Files = Mapping[str, Sequence[str]]  # image files by case
 
 
-def copied_images(raw_folder: Path) -> list[tuple[str, str]]:
-    """Names of files in `imagesUn` and of those in `imagesTr` that they equal byte for byte.
+def copied_images(unlabeled: Files, labeled: Files) -> Iterator[tuple[str, str]]:
+    """Names of unlabeled files and of the labeled ones that they equal byte for byte.
 
-    Only files of the same size are opened; an image that was written again, by another program, is not found.
+    Only files whose size occurs on both sides are read, each once; an image that was written again, by another
+    program, is not found.
     """
-    labeled = defaultdict(list)
-    for file in _files(raw_folder / LABELED_FOLDER):
-        labeled[file.stat().st_size].append(file)
-    return [
-        (file.name, twin.name)
-        for file in _files(raw_folder / FOLDER)
-        for twin in labeled.get(file.stat().st_size, [])
-        if filecmp.cmp(file, twin, shallow=False)
-    ]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (file for file in sorted(folder.iterdir()) if file.is_file())
+    ours, theirs = ({file: os.path.getsize(file) for file in chain(*files.values())} for files in (unlabeled, labeled))
+    shared = set(ours.values()) & set(theirs.values())
+    by_content = {sha256_of(file): Path(file).name for file, size in theirs.items() if size in shared}
+    for file, size in ours.items():
+        if size in shared and (twin := by_content.get(sha256_of(file))):
+            yield Path(file).name, twin

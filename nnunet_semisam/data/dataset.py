@@ -137,8 +137,8 @@ def preprocess_dataset(
         Number of unlabeled cases by data identifier.
 
     Raises:
-        ValueError: as `PlannedDataset.open`, `preprocess_unlabeled` and `preprocess_hidden`; or there is no image in
-            `imagesUn`.
+        ValueError: as `PlannedDataset.open`, `preprocess_unlabeled` and `preprocess_hidden`; or no image in `imagesUn`,
+            no hidden case, and labeled cases do not serve as unlabeled ones.
     """
     planned = PlannedDataset.open(dataset, plans_name)
     chosen = {manager.data_identifier: manager for manager in planned.configurations(configurations).values()}
@@ -150,7 +150,8 @@ def preprocess_dataset(
         if label_shapes_image(manager):
             cases |= preprocess_hidden(hidden, *where, num_processes=num_processes)
         counts[identifier] = len(cases)
-    if not any(counts.values()) and not switched_on(planned, configurations, "labeled_as_unlabeled"):
+    others = bool(hidden) or switched_on(planned, configurations, "labeled_as_unlabeled")
+    if not any(counts.values()) and not others:
         place = raw_folder_of(planned.name) or f"the raw folder of {planned.name} (nnUNet_raw)"
         raise ValueError(
             f"no image found in {place}/{FOLDER}; put unlabeled images there, named like those of imagesTr."

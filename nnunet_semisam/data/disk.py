@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,21 @@ def writing(path: str | Path) -> Iterator[None]:
         raise DiskTrouble(
             number, f"cannot write {path}: {reason}; {CURES[number]}, and start again. Finished files are untouched"
         ) from error
+
+
+def comes_from(package: str, error: BaseException) -> bool:
+    """Was the error raised by code in a folder of this name, be it compiled or not?"""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parent.name == package
+
+
+def unwritable(path: str | Path, error: BaseException) -> DiskTrouble:
+    """For a library that could not write and does not say why, though there is space on the disk."""
+    return DiskTrouble(
+        errno.EDQUOT,
+        f"cannot write {path}: {error}. There is space on the disk; have a look at your quota there, and at the limits "
+        "of your shell or job (ulimit -f), and start again. Finished files are untouched",
+    )
 
 
 def _number_of(error: BaseException | None, path: str | Path) -> int | None:

@@ -38,7 +38,7 @@ def open_problems(
     """
     problems = []
     for case in cases:
-        if before := file_problems(cases[case]):
+        if before := file_problems(cases[case], type(reader)):
             problems += before
             continue
         try:
@@ -53,11 +53,21 @@ def open_problems(
     return problems
 
 
-def file_problems(files: Sequence[str]) -> list[str]:
-    """What is wrong with the files of a case before a reader opens them, one sentence per problem."""
+def file_problems(files: Sequence[str], reader: type, *, channels: bool = True) -> list[str]:
+    """What is wrong with the files of a case before a reader opens them, one sentence per problem.
+
+    Args:
+        reader: the class of nnU-Net's that will open them.
+        channels: whether to look if they lie on each other.
+    """
     if problems := truncation_problems(files):
         return problems
-    return [*_header_problems(files), *_geometry_problems(files)]
+    return [*_header_problems(files), *(_geometry_problems(files, reorients(reader.__name__)) if channels else ())]
+
+
+def reorients(reader: str) -> bool:
+    """Whether the reader of this name brings all voxels into one order, whatever the file says."""
+    return "Reorient" in reader
 
 
 def has_volumes(plans_manager: Any) -> bool:
@@ -115,12 +125,16 @@ def _header_problems(files: Sequence[str]) -> list[str]:
     return problems
 
 
-def _geometry_problems(files: Sequence[str]) -> list[str]:
-    """Channels of a case that do not lie on the first one: shape, spacing, origin and orientation."""
+def _geometry_problems(files: Sequence[str], reoriented: bool) -> list[str]:
+    """Channels of a case that do not lie on the first one: shape, spacing, origin and orientation.
+
+    Args:
+        reoriented: they are brought into one order of voxels first, so that it is their extent that counts.
+    """
     if len(files) < 2 or not all(Path(file).name.endswith(WITH_GEOMETRY) for file in files):
         return []
     try:
-        first, *others = [geometry(file) for file in files]
+        first, *others = [_extent(geometry(file)) if reoriented else geometry(file) for file in files]
     except RuntimeError:  # the reader will say
         return []
     return [
@@ -147,17 +161,29 @@ def geometry(file: str) -> dict[str, list[float]]:
     return {name: [float(value) for value in values] for name, values in found.items()}
 
 
+def _extent(header: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Where an image begins and ends along the axes of the room, in whatever order its voxels are stored."""
+    axes = len(header["shape"])
+    turn, sides = np.reshape(header["orientation"], (axes, axes)), np.subtract(header["shape"], 1) * header["spacing"]
+    ends = np.array([header["origin"], header["origin"] + turn @ sides])
+    return {"begin": ends.min(0).tolist(), "end": ends.max(0).tolist(), "spacing": sorted(header["spacing"])}
+
+
 def _short_of(values: list[float]) -> list[float]:
     return [float(f"{value:.7g}") for value in values]
 
 
 def _differences(one: dict, other: dict) -> list[tuple[str, list[float], list[float]]]:
     """Forgiven is a hundredth in orientation, half a voxel of the origin, and of the spacing what nnU-Net forgives."""
-    if len(one["shape"]) != len(other["shape"]) or one["shape"] != other["shape"]:
+    if "shape" in one and one["shape"] != other["shape"]:
         return [("shape", one["shape"], other["shape"])]
-    found = [] if np.allclose(one["spacing"], other["spacing"]) else ["spacing"]
-    limits = {"orientation": 0.01, "origin": 0.5 * min(one["spacing"])}
-    found += [name for name, limit in limits.items() if np.abs(np.subtract(one[name], other[name])).max() > limit]
+    if len(one["spacing"]) != len(other["spacing"]) or not np.allclose(one["spacing"], other["spacing"]):
+        return [("spacing", one["spacing"], other["spacing"])]
+    limits = {"orientation": 0.01} | dict.fromkeys(("origin", "begin", "end"), 0.5 * min(one["spacing"]))
+    found = [
+        name for name, limit in limits.items()
+        if name in one and np.abs(np.subtract(one[name], other[name])).max() > limit
+    ]  # fmt: skip
     return [(name, one[name], other[name]) for name in found]
 
 

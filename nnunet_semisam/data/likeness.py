@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_semisam.data.image_checks import WITH_GEOMETRY, geometry
+from nnunet_semisam.data.image_checks import WITH_GEOMETRY, geometry, reorients
 from nnunet_semisam.data.splits import names
 
 FACTOR = 5  # between spacings along an axis: slices of 1 and 5 mm are usual, meters for millimeters are not
@@ -31,7 +31,7 @@ def unlike_labeled(
     if not ours:
         return []
     theirs = {case: found for case, files in unlabeled.items() if (found := _header(files[0]))}
-    if "Reorient" in reader:  # voxels come out in one order, whatever the file says
+    if reorients(reader):  # voxels come out in one order, whatever the file says
         ours, theirs = (
             {case: header | {"spacing": sorted(header["spacing"])} for case, header in headers.items()}
             for headers in (ours, theirs)

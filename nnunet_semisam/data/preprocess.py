@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 
-import blosc2
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_semisam.data.disk import DiskTrouble, writing
-from nnunet_semisam.data.image_checks import file_problems, has_volumes, image_problems, open_problems, spacing_problems
-from nnunet_semisam.data.label_like import label_problems
 from nnunet_semisam.data.manifest import Manifest, settings_hash
 from nnunet_semisam.data.partial import partial_folder
 from nnunet_semisam.data.raw_pool import FOLDER, list_unlabeled
 from nnunet_semisam.data.splits import names
+from nnunet_semisam.data.work import Work
 
 Say = Callable[[str], object]
 MOST_FOR_3D = 4  # nnUNetv2_preprocess's default for 3d_fullres: volumes take memory
@@ -53,6 +48,18 @@ _GONE = "semisam: {names} not in {folder} any more, and not used (the preprocess
 _LOST = (
     "{names} recorded in {file} as preprocessed, but not in {folder}. Copy the whole folder, or leave these cases out: "
     "delete their entries of that file"
+)
+_CURE_SKIP = (
+    "correct or remove these files and start again (the others are done), or leave them out with skip_bad=true in the "
+    "section of the configuration (nnUNetv2_semisam_preprocess, for itself: --skip-bad)"
+)
+_CURE_HIDDEN = (
+    'correct these files and start again (the others are done), or take the cases out of "unlabeled" in '
+    "splits_final.json"
+)
+_NO_RECORD = (
+    "{folder} holds preprocessed images, but their record {file} is {what}, so that nobody knows which of them count. "
+    "Copy it, too, whole and from the same machine, or preprocess where the raw images are"
 )
 
 
@@ -105,8 +112,11 @@ def preprocessed_elsewhere(manifest: Manifest, dataset_name: str) -> dict[str, P
     """The unlabeled cases of a machine that does not have the raw folder.
 
     Raises:
-        ValueError: some were preprocessed with other plans or another nnU-Net, or their images are missing.
+        ValueError: some were preprocessed with other plans or another nnU-Net, or images or the record are missing.
     """
+    if not manifest.cases and any(manifest.folder.glob("*.b2nd")):
+        what = "damaged" if manifest.file.exists() else "missing"
+        raise ValueError(_NO_RECORD.format(folder=manifest.folder, file=manifest.file, what=what))
     if old := manifest.outdated_cases():
         raise ValueError(_OUTDATED.format(count=len(old), file=manifest.file, name=dataset_name))
     finished = manifest.finished_cases()
@@ -167,10 +177,10 @@ def make_missing(
         work = Work(partial, manifest.folder, manifest.settings, manifest.source, *managers)
         failures = _collect(_outcomes(work, shuffled(jobs), num_processes), manifest, cases, bar)
     if failures and skipped is None:
+        cure = _CURE_SKIP if manifest.source == FOLDER else _CURE_HIDDEN
         raise ValueError(
-            f"{len(failures)} of {len(cases)} unlabeled cases could not be preprocessed; correct or remove these files "
-            "and start again (the others are done), or leave them out with skip_bad=true in the section of the "
-            "configuration (nnUNetv2_semisam_preprocess, for itself: --skip-bad):\n" + "\n".join(failures.values())
+            f"{len(failures)} of {len(cases)} unlabeled cases could not be preprocessed; {cure}:\n"
+            + "\n".join(failures.values())
         )
     if skipped is not None:
         skipped += failures.values()
@@ -191,67 +201,6 @@ def raw_folder_of(dataset_name: str) -> Path | None:
     """The raw data set folder, or None where this machine does not have it."""
     folder = Path(nnUNet_raw) / dataset_name if nnUNet_raw.is_set() else None
     return folder if folder and folder.is_dir() else None
-
-
-class BadImage(ValueError):
-    """What is wrong with an image, whole sentences that name its file."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a worker process knows; called with a case and its files, it returns the case and why it failed, or None."""
-
-    partial: Path
-    folder: Path
-    settings: str
-    source: str
-    plans_manager: PlansManager
-    configuration_manager: ConfigurationManager
-    dataset_json: dict
-
-    @property
-    def is_2d(self) -> bool:
-        return len(self.configuration_manager.patch_size) == 2
-
-    def __call__(self, case: str, files: list[str]) -> tuple[str, str | None]:
-        try:
-            with writing(self.folder):
-                if not self._done_by_others(case, files):
-                    self._preprocess(case, files)
-        except DiskTrouble:
-            raise  # no fault of the case
-        except BadImage as error:
-            return case, str(error)
-        except Exception as error:
-            reader = self.plans_manager.image_reader_writer_class()
-            problems = open_problems({case: files}, reader, self.dataset_json, volumes=has_volumes(self.plans_manager))
-            return case, "\n".join(problems) or f"{files[0]}: {type(error).__name__}: {error}"
-        return case, None
-
-    def _done_by_others(self, case: str, files: list[str]) -> bool:
-        """Has another process made it since the jobs were listed? The record of a large pool is read only if so."""
-        if not (self.folder / f"{case}.b2nd").is_file():
-            return False
-        return Manifest.load(self.folder, self.settings, self.source).is_done(case, files)
-
-    def _label_problems(self, files: list[str]) -> list[str]:
-        image, _ = self.plans_manager.image_reader_writer_class().read_images(files)
-        return label_problems(files, image, self.dataset_json, self.plans_manager.plans)
-
-    def _preprocess(self, case: str, files: list[str]) -> None:
-        if problems := file_problems(files) or self._label_problems(files):
-            raise BadImage("\n".join(problems))
-        preprocessor = self.configuration_manager.preprocessor_class(verbose=False)
-        out = str(self.partial / case)
-        preprocessor.run_case_save(out, files, None, self.plans_manager, self.configuration_manager, self.dataset_json)
-        problems = image_problems(blosc2.open(f"{out}.b2nd", mode="r")[:], files[0], self.dataset_json)
-        spacing = pickle.loads(Path(f"{out}.pkl").read_bytes())["spacing"]
-        if problems := [*problems, *spacing_problems(files[0], spacing, has_volumes(self.plans_manager))]:
-            raise ValueError("\n".join(problems))
-        if self._done_by_others(case, files):  # while this process was at it; a training may have it open
-            return
-        for ending in ("_seg.b2nd", ".pkl", ".b2nd"):  # the image last: it is what counts as done
-            os.replace(out + ending, self.folder / (case + ending))
 
 
 def _outcomes(

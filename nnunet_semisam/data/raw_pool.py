@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from nnunet_semisam.data.fingerprint import TIFF
 from nnunet_semisam.data.splits import collision_problems, names
 
 FOLDER = "imagesUn"
@@ -55,6 +56,7 @@ def scan_unlabeled(raw_folder: str | Path, dataset_json: dict) -> tuple[dict[str
     labeled = _labeled_channels(Path(raw_folder), dataset_json)
     problems += _channel_problems(cases, folder, _expected_channels(labeled, dataset_json))
     problems += _name_problems(cases, folder)
+    problems += _spacing_problems(cases, folder, labeled, ending)
     shared = tuple(sorted(set(cases) & set(labeled)))
     problems += [(shared, sentence) for sentence in collision_problems(cases, labeled, folder)]
     place = str(folder)
@@ -134,7 +136,20 @@ def _no_file(entry: os.DirEntry) -> str:
 
 def _is_spacing_file(name: str, ending: str) -> bool:
     """Tiff images may have their spacing in `CASE.json` beside them."""
-    return ending in (".tif", ".tiff") and name.endswith(".json")
+    return ending in TIFF and name.endswith(".json")
+
+
+def _spacing_problems(cases: Iterable[str], folder: Path, labeled: Iterable[str], ending: str) -> Iterator[Problem]:
+    """Where labeled tiffs have a spacing file and unlabeled ones do not: nnU-Net would take 1 for each spacing."""
+    beside = folder.with_name(LABELED_FOLDER)
+    if ending not in TIFF or not any((beside / f"{case}.json").is_file() for case in labeled):
+        return
+    if without := tuple(case for case in sorted(cases) if not (folder / f"{case}.json").is_file()):
+        yield (
+            without,
+            f"{folder}: {names(without)} without a file {without[0]}.json with the spacing, which the labeled images "
+            "have beside them; nnU-Net would take 1 along each axis. Copy it, too.",
+        )
 
 
 def _labeled_channels(raw_folder: Path, dataset_json: dict) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import struct
@@ -39,12 +40,23 @@ def truncation_problems(files: Sequence[str]) -> list[str]:
 
 def _length(file: str) -> tuple[int, bytes]:
     """Number of (uncompressed) bytes and the first `HEADER` of them."""
-    size, header = 0, b""
-    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            header = header or chunk[:HEADER]
-            size += len(chunk)
+    with _opened(file) as stream:
+        size = len(header := stream.read(HEADER))
+        wanted = _wanted(header) or 0
+        try:
+            while chunk := stream.read(min(CHUNK, wanted - size) if size < wanted else CHUNK):
+                size += len(chunk)
+        except gzip.BadGzipFile as error:  # no second archive after the first, but other bytes: readers do not mind
+            if size < max(1, wanted) or "Not a gzipped file" not in str(error):
+                raise
     return size, header
+
+
+def _opened(file: str) -> gzip.GzipFile | io.BufferedReader:
+    """The uncompressed bytes; a name that ends in .gz may be all that is compressed about it, as for readers."""
+    with open(file, "rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return gzip.GzipFile(file) if compressed else open(file, "rb")
 
 
 def not_finite_files(files: Sequence[str]) -> list[str]:
@@ -58,11 +70,13 @@ def _has_not_finite(file: str) -> bool:
         return False
     order, header = found
     (kind,), (start,) = struct.unpack_from(f"{order}h", header, 70), struct.unpack_from(f"{order}f", header, 108)
-    if kind not in FLOATS:
+    if kind not in FLOATS or (wanted := _wanted(header)) is None:
         return False
-    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+    with _opened(file) as stream:
         stream.seek(int(start))
-        while chunk := stream.read(CHUNK):
+        left = wanted - int(start)
+        while chunk := stream.read(min(CHUNK, left)):
+            left -= len(chunk)
             whole = len(chunk) // FLOATS[kind] * FLOATS[kind]
             if not np.isfinite(np.frombuffer(chunk[:whole], f"{order}f{FLOATS[kind]}")).all():
                 return True
@@ -74,7 +88,7 @@ def nifti_header(file: str) -> tuple[str, bytes] | None:
     if not file.endswith((".nii", ".nii.gz")) or not os.path.isfile(file):
         return None
     try:
-        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+        with _opened(file) as stream:
             header = stream.read(HEADER)
     except (EOFError, OSError, zlib.error):
         return None

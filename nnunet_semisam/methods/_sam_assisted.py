@@ -31,8 +31,10 @@ class SamAssisted:
         seen: list = []
 
         def remember(image):
-            seen.append(teacher(image))
-            return seen[-1]
+            prob = teacher(image)
+            if not seen:  # of several passes one is enough: they are large
+                seen.append(prob)
+            return prob
 
         pseudo = self.method.pseudo_labels(remember, unlabeled)
         prob = seen[0] if seen else teacher(unlabeled.image)

@@ -277,3 +277,12 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path, monkeypatch, flags, to
     with pytest.raises(SystemExit, match=told):
         main(["-d", "901", *flags])
     assert file.read_text() == before
+
+
+def test_a_configuration_built_on_one_with_a_section_begins_with_it(plans_file):
+    write_configuration(plans_file, base="3d_fullres", name="first", section={"sam": {"planes": 4}, "seed": 1})
+    written = write_configuration(plans_file, base="first", name="second", section={"sam": {"axis": 0}})
+    assert written == {"sam": {"planes": 4, "axis": 0}, "seed": 1}
+    assert configurations(plans_file)["first"]["semisam"] == {"sam": {"planes": 4}, "seed": 1}
+    fresh = write_configuration(plans_file, base="first", name="third", section={"seed": 2}, replace=True)
+    assert fresh == {"seed": 2}

@@ -360,7 +360,7 @@ def test_check_warns_of_a_copy_of_a_labeled_image(ready, capsys):
     ready.image("other", seed=6)
     assert check.main(["-d", "901"]) == 0
     told = capsys.readouterr().out
-    assert told.count("WARNING") == 1 and "scan_x_0000.nii.gz is a copy of imagesTr/c_0000.nii.gz" in told
+    assert told.count("WARNING") == 1 and "scan_x_0000.nii.gz is a copy of c_0000.nii.gz, a labeled image" in told
 
 
 def test_check_counts_what_can_be_used_and_what_cannot(ready, capsys):
@@ -402,6 +402,8 @@ def test_skip_bad_in_the_section_counts_for_the_commands_too(ready, capsys):
 def test_without_images_preprocessing_has_nothing_to_do_where_labeled_ones_serve(ready, capsys):
     (ready.raw / "imagesUn" / "x_0000.nii.gz").unlink()
     only = ["-d", "901", "-c", "3d_fullres"]
+    assert preprocess.main(only) == 0 and "hidden or labeled cases serve" in capsys.readouterr().out
+    ready.splits({"train": ["a"], "val": ["b"]})
     assert preprocess.main(only) == 1 and "put unlabeled images there" in capsys.readouterr().err
     ready.edit_plans("3d_fullres", semisam={"labeled_as_unlabeled": True})
     assert preprocess.main(only) == 0 and "0 unlabeled case(s) ready" in capsys.readouterr().out

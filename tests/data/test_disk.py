@@ -130,3 +130,18 @@ def test_on_a_real_disk(toy, tiny_disk, trouble):
     subprocess.run(["mount", "-o", "remount,rw", str(tiny_disk)], check=True)
     (tiny_disk / "filler").unlink(missing_ok=True)
     assert list(run(toy)) == ["x", "y", "z"]
+
+
+def test_a_quota_that_the_writing_library_does_not_name_blames_no_image(toy):
+    resource = pytest.importorskip("resource")
+    for seed, case in enumerate("xy"):
+        toy.image(case, seed=seed)
+    skipped: list[str] = []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DiskTrouble, match="cannot write .*_unlabeled.*quota"):
+            run(toy, skipped=skipped)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert skipped == [] and list(run(toy)) == ["x", "y"]

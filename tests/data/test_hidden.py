@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
-from toy_dataset import ENDING, SHAPE
+from toy_dataset import ENDING, SHAPE, ToyDataset
 
 from nnunet_semisam.data.dataset import preprocess_dataset
-from nnunet_semisam.data.hidden import find_hidden, label_shapes_image
+from nnunet_semisam.data.hidden import find_hidden, label_shapes_image, preprocess_hidden
 from nnunet_semisam.data.pool import unlabeled_pool
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
 from nnunet_semisam.data.raw_pool import files_of_labeled
@@ -130,8 +130,29 @@ def test_the_preprocess_command_makes_hidden_cases_of_every_fold(masked):
     assert preprocess_dataset(901, configurations=["3d_fullres"], num_processes=1) == {IDENTIFIER: 1}
     assert (masked.preprocessed / f"{IDENTIFIER}_unlabeled" / "b.b2nd").is_file()
     masked.edit_plans(use_mask_for_norm=[False])
-    with pytest.raises(ValueError, match="no image found"):
-        preprocess_dataset(901, configurations=["3d_fullres"], num_processes=1)
+    assert preprocess_dataset(901, configurations=["3d_fullres"], num_processes=1) == {IDENTIFIER: 0}
+
+
+@pytest.mark.filterwarnings("ignore")  # nnU-Net's reader warns, and reads
+def test_a_hidden_case_is_taken_as_nnunet_took_it(tmp_path, monkeypatch):
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
+    toy = ToyDataset(tmp_path, channels=2)
+    toy.edit_plans(use_mask_for_norm=[True, True])
+    for case, folder in (("b", "imagesTr"), ("x", "imagesUn")):
+        for channel in range(2):
+            file = toy.image(case, folder, channel=channel, seed=channel)
+            shifted = sitk.ReadImage(str(file))
+            shifted.SetOrigin((0.8 * channel, 0, 0))
+            sitk.WriteImage(shifted, str(file))
+    managers = toy.managers()
+    assert list(preprocess_hidden(["b"], toy.raw.name, *managers, num_processes=1)) == ["b"]
+    with pytest.raises(ValueError, match="x_0001.*its origin is"):
+        preprocess_unlabeled(toy.raw.name, *managers, num_processes=1)
+    (toy.raw / "imagesTr" / f"b_0000{ENDING}").write_bytes(b"no image")
+    with pytest.raises(ValueError, match='take the cases out of "unlabeled"') as told:
+        preprocess_hidden(["b"], toy.raw.name, *managers, num_processes=1)
+    assert "skip" not in str(told.value)
 
 
 def test_files_that_dataset_json_lists_are_found(masked, tmp_path):

@@ -491,3 +491,24 @@ def test_the_spacing_file_beside_a_tiff_counts_as_one_of_its_files(tmp_path):
         ["a_0000.tif", "a.json"],
         ["b_0000.nii.gz"],
     ]
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged"])
+def test_without_the_record_nobody_knows_what_counts(toy, monkeypatch, what):
+    toy.image("x")
+    record = Manifest.load(run(toy)["x"].parent, "settings").file
+    monkeypatch.delenv("nnUNet_raw")
+    content = record.read_text()
+    record.unlink()
+    if what == "damaged":
+        record.write_text(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"holds preprocessed images, but their record .*json is {what}.*Copy it"):
+        run(toy)
+
+
+def test_hidden_cases_are_unlabeled_cases_and_need_no_images(toy, capsys):
+    for case in "abc":
+        toy.preprocessed_case(case)
+    toy.splits({"train": ["a"], "unlabeled": ["b"], "val": ["c"]})
+    assert main(["-d", "901", "-c", "3d_fullres"]) == 0
+    assert "0 unlabeled case(s) ready" in capsys.readouterr().out

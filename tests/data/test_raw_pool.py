@@ -158,3 +158,16 @@ def test_every_image_that_opens_is_shown():
 
 def test_a_good_image_has_no_problem():
     assert open_problems({"x": ["x_0000.nii.gz"]}, FakeReader(ramp((1, 3, 3, 3))), dataset_json()) == []
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["labeled have spacings", "labeled have none"])
+def test_a_tiff_without_its_spacing_is_named_where_others_have_it(tmp_path, beside):
+    dataset_json = {"file_ending": ".tif", "channel_names": {"0": "x"}}
+    for folder, name in (("imagesTr", "a"), ("imagesUn", "x"), ("imagesUn", "y")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}_0000.tif").touch()
+    for folder, name in (("imagesTr", "a"), ("imagesUn", "x")) if beside else ():
+        (tmp_path / folder / f"{name}.json").write_text("{}")
+    problems = [sentence for _, sentence in scan_unlabeled(tmp_path, dataset_json)[1]]
+    assert [sentence for sentence in problems if "'y' is without a file y.json" in sentence] == problems
+    assert len(problems) == beside

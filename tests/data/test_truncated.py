@@ -4,7 +4,7 @@ import pytest
 
 from nnunet_semisam.data.image_checks import open_problems
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
-from nnunet_semisam.data.truncated import truncation_problems
+from nnunet_semisam.data.truncated import not_finite_files, truncation_problems
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
@@ -36,3 +36,23 @@ def test_check_and_preprocessing_refuse_a_cut_image(toy):
         preprocess_unlabeled(
             plans_manager.dataset_name, plans_manager, configuration_manager, dataset_json, num_processes=1
         )
+
+
+@pytest.mark.parametrize("how", ["not compressed", "followed by other bytes"])
+def test_what_readers_mind_not_is_no_fault(toy, how):
+    plans_manager, _, dataset_json = toy.managers()
+    file = toy.image("odd")
+    content = file.read_bytes()
+    file.write_bytes(gzip.decompress(content) if how == "not compressed" else content + b"junk" * 9)
+    reader = plans_manager.image_reader_writer_class()
+    assert open_problems({"odd": [str(file)]}, reader, dataset_json) == []
+    assert not_finite_files([str(file)]) == []
+
+
+def test_a_damaged_archive_of_full_length_is_named(toy):
+    file = toy.image("damaged")
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 0xFF  # of the sum at the end
+    file.write_bytes(content)
+    [problem] = truncation_problems([str(file)])
+    assert "damaged" in problem

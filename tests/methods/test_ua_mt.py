@@ -1,13 +1,16 @@
 """UA-MT: the teacher counts where it says the same under noise."""
 
 import math
+import weakref
 
 import pytest
 import torch
 
 from nnunet_semisam.methods import build_method
+from nnunet_semisam.methods._sam_assisted import SamAssisted
 from nnunet_semisam.ops.outputs import OutputSpace
-from nnunet_semisam.types import UnlabeledBatch
+from nnunet_semisam.sam.labeler import SamLabeler
+from nnunet_semisam.types import PseudoLabel, UnlabeledBatch
 
 
 class Doubtful:
@@ -78,3 +81,25 @@ def test_in_a_cascade_the_labels_of_the_previous_stage_stay_as_they_are():
 def test_bad_arguments_are_named(args, words):
     with pytest.raises(ValueError, match=words):
         build_method("ua_mt", args, OutputSpace(2))
+
+
+def test_while_sam_works_no_more_than_one_output_of_the_teacher_is_kept():
+    alive = []
+
+    def teacher(image):
+        prob = torch.rand(1, 2, 8, 8)
+        alive.append(weakref.ref(prob))
+        return prob
+
+    class Looker(SamLabeler):
+        def __init__(self):
+            pass
+
+        def __call__(self, image, prob, iteration=0):
+            assert prob is alive[0]() and sum(ref() is not None for ref in alive) == 1
+            return PseudoLabel.certain(prob)
+
+    image = torch.zeros(1, 1, 8, 8)
+    assisted = SamAssisted(build_method("ua_mt", {"passes": 4}, OutputSpace(2)), Looker())
+    assert list(assisted.pseudo_labels(teacher, UnlabeledBatch(image, image, ("a",)))) == ["consistency", "sam"]
+    assert len(alive) == 5
