@@ -11,6 +11,7 @@ from test_train_step import toy, trained  # noqa: F401 (a fixture)
 from toy_trainer import NAME, build, short
 
 from nnunet_semisam.checkpoint import KEY
+from nnunet_semisam.resume import OF_DATASET, OF_PLANS
 from nnunet_semisam.trainer import SemiSAM, nnUNetTrainerSemiSAM
 
 
@@ -290,3 +291,20 @@ def test_keys_that_older_versions_did_not_write_are_no_change(file, monkeypatch,
     torch.save(checkpoint, tmp_path / "old.pth")
     built, _ = resumed(str(tmp_path / "old.pth"), monkeypatch)
     goes_on(built)
+
+
+OTHER = {
+    "transpose_forward": [2, 1, 0], "image_reader_writer": "NibabelIO", "modality": {"0": "CT"},
+    "foreground_intensity_properties_per_channel": {"0": {"mean": 1.0}}, "labels": {"background": 0, "a": 1, "b": 2},
+    "regions_class_order": [1], "channel_names": {"0": "CT"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*OF_PLANS, *OF_DATASET])
+def test_whatever_else_decides_what_the_network_saw_is_compared(file, monkeypatch, name):
+    checkpoint = torch.load(file, weights_only=False)
+    written = checkpoint["init_args"]["plans" if name in OF_PLANS else "dataset_json"]
+    written[name] = OTHER[name]
+    torch.save(checkpoint, file)
+    with pytest.raises(ValueError, match=name):  # those that make another network, at once
+        resumed(file, monkeypatch)[0].on_train_start()

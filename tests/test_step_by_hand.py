@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_train_step import toy  # noqa: F401 (a fixture)
 from toy_trainer import NAME, UNLABELED, build, short, weights
 
@@ -75,8 +78,16 @@ def test_steps_are_what_the_formulas_say(toy, monkeypatch, patch_size):  # noqa:
             assert torch.allclose(own, want, atol=1e-5)
 
 
-def test_gradients_are_clipped_where_stock_clips():
-    assert SemiSAM.max_gradient_norm == 12
+def test_gradients_are_clipped_where_stock_clips(toy, monkeypatch):  # noqa: F811
+    limits = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda p, limit, **more: limits.append(limit) or clip(p, limit, **more)
+    )
+    trainer = build(nnUNetTrainer)
+    trainer.on_train_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    assert limits == [SemiSAM.max_gradient_norm]
 
 
 def test_views_are_told_apart():
@@ -207,3 +218,27 @@ def test_training_does_without_the_label_files_of_unlabeled_cases(toy, tmp_path)
     assert np.isfinite(trainer.curves.epochs["loss/consistency"]).all()
     with pytest.raises(FileNotFoundError):
         nnUNetDatasetBlosc2(str(folder), list(UNLABELED)).load_case(UNLABELED[0])
+
+
+@pytest.mark.parametrize(("view", "patch_size"), [("device", (16, 16, 16)), ("nnunet", (16, 16))])
+def test_unlabeled_patches_are_moved_as_labeled_ones(toy, view, patch_size):  # noqa: F811
+    trainer = build(nnUNetTrainerSemiSAM, short(method_args={"view": view}), patch_size=patch_size)
+    trainer.on_train_start()
+    labeled, unlabeled = (
+        stream.data_loader if hasattr(stream, "data_loader") else stream
+        for stream in (trainer.dataloader_train, trainer.dataloader_unlabeled)
+    )
+    for name in ("patch_size", "final_patch_size"):
+        assert list(getattr(labeled, name)) == list(getattr(unlabeled, name))
+    assert max(labeled.patch_size) > max(patch_size)  # room to be turned in
+    for kind in (SpatialTransform, MirrorTransform):
+        (one,), (other,) = (
+            [t for t in transforms if isinstance(t, kind)]
+            for transforms in (labeled.transforms.transforms, unlabeled.transforms.transform.transforms)
+        )
+        assert numbers(one) == numbers(other) and numbers(one)
+
+
+def numbers(transform):
+    """The settings of a transform, without what it keeps for itself."""
+    return {name: value for name, value in vars(transform).items() if not name.startswith("_")}

@@ -261,3 +261,30 @@ def test_an_object_with_labels_in_a_few_planes_is_no_test_of_sam(toy, monkeypatc
     trainer.on_train_start()
     assert trainer.trust == {"ball": 1.0, "shell": 1.0} and sam.calls == 0
     assert "shows enough of ball, shell; SAM is trusted with it untested" in log_of(trainer)
+
+
+def test_few_cases_are_asked_about_with_prompts_of_the_promised_dice(toy, monkeypatch):  # noqa: F811
+    names, made, asked = [], [], []
+    load, spoil, ask = module.LabeledCases, module.corrupted_prob, module.Prober.ask
+
+    def spoiled(*args, wanted, number):
+        made.append((args[1], wanted, number))
+        return spoil(*args, wanted=wanted, number=number)
+
+    def answered(self, *args, iteration):
+        asked.append(iteration)
+        return ask(self, *args, iteration=iteration)
+
+    monkeypatch.setattr(module, "LabeledCases", lambda where, few, m: names.extend(few) or load(where, LABELED, m))
+    monkeypatch.setattr(module, "corrupted_prob", spoiled)
+    monkeypatch.setattr(module.Prober, "ask", answered)
+    trainer = build(nnUNetTrainerSemiSAM, section())
+    trainer.initialize()
+    many = [f"case{number:02d}" for number in range(36)]
+    module.probe_classes(trainer.build_sam().labeler, trainer, many, head_names(trainer.label_manager))
+    assert names == many[::3]
+    assert {wanted for _, wanted, _ in made} == {0.75}
+    for head in (1, 2):
+        numbers = [number for of, _, number in made if of == head]
+        assert numbers == list(range(len(numbers))) and len(numbers) > 1
+    assert asked == [number for _, _, number in made]

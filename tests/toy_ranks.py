@@ -18,8 +18,12 @@ SECTION = {
 }  # fmt: skip
 
 
-def train(rank, root, more):
-    """One rank, trained with the section and `more`; what it ends up with goes to `RANK.pt`."""
+def train(rank, root, more, checkpoint=None):
+    """One rank, trained with the section and `more`; what it ends up with goes to `RANK.pt`.
+
+    Args:
+        checkpoint: file to go on from.
+    """
     os.environ |= {f"nnUNet_{name}": f"{root}/nnUNet_{name}" for name in ("preprocessed", "results")}
     os.environ |= {"nnUNet_n_proc_DA": "0", "MASTER_ADDR": "127.0.0.1", "nnUNet_compile": "f", "MPLBACKEND": "Agg"}
     torch.set_num_threads(1)
@@ -38,20 +42,25 @@ def train(rank, root, more):
             self.device, self.grad_scaler = torch.device("cpu"), None
             super().initialize()
 
-    trainer = build(OnTheCpu, SECTION | more)
+    trainer = build(OnTheCpu, SECTION | more, continue_training=checkpoint is not None)
+    if checkpoint is not None:
+        trainer.load_checkpoint(checkpoint)
     seen, losses, step = [], [], trainer.train_step
     trainer.train_step = lambda batch: losses.append(step(batch)["loss"].item()) or {"loss": losses[-1]}
     draw = trainer.method.student_view
     trainer.method.student_view = lambda batch, *more: seen.append(batch.image.clone()) or draw(batch, *more)
     asked, record = [], trainer.record
     trainer.record = lambda *args: asked.append("used_voxels/sam" in args[2]) or record(*args)
+    kept, make = [], trainer.build_sam
+    trainer.build_sam = lambda: kept.append(make()) or kept[-1]
     trainer.run_training()
     content = {
         "student": trainer.network.state_dict(), "teacher": trainer.teacher.state_dict(), "trust": trainer.trust,
         "asked": asked, "seen": torch.stack(seen) if seen else None,
+        "seed": torch.initial_seed(), "iteration": trainer.iteration,
         "readiness": trainer.readiness.state_dict(), "losses": losses,
         "files": sorted(os.listdir(trainer.output_folder)),
-        "tuned": [tensor for g in trainer.sam_assisted.labeler.backend.generalists.values()
+        "tuned": [tensor for g in kept[0].labeler.backend.generalists.values()
                   for tensor in g.network.state_dict().values()],
     }  # fmt: skip
     torch.save(content, f"{root}/{rank}.pt")

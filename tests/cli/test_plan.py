@@ -286,3 +286,13 @@ def test_a_configuration_built_on_one_with_a_section_begins_with_it(plans_file):
     assert configurations(plans_file)["first"]["semisam"] == {"sam": {"planes": 4}, "seed": 1}
     fresh = write_configuration(plans_file, base="first", name="third", section={"seed": 2}, replace=True)
     assert fresh == {"seed": 2}
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_the_command_to_train_with_is_one_for_this_machine(folder, capsys, monkeypatch, cuda):
+    monkeypatch.setattr(plan, "_has_cuda", lambda: cuda)
+    main(["-d", "Dataset555_Toy", "-c", "2d", "--set", "seed=1"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("train with: "))
+    stock = "nnUNetv2_train Dataset555_Toy 2d_semisam FOLD -tr nnUNetTrainerSemiSAM -p nnUNetPlans"
+    loaders = "nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 "
+    assert line == f"train with: {stock}" if cuda else f"train with: {loaders}{stock} -device cpu"

@@ -37,6 +37,20 @@ def test_two_ranks_train_one_network(tmp_path, more):
     assert {"checkpoint_final.pth", "checkpoint_final_teacher.pth", "semisam.json", "semisam_tuned.pt"} <= {
         *one["files"]
     }
+    assert (one["seed"], two["seed"]) == (7, 8)
+    if not more:
+        they_go_on_with_random_numbers_of_their_own(tmp_path)
+
+
+def they_go_on_with_random_numbers_of_their_own(root):
+    """The checkpoint has the generators of the first rank alone."""
+    (final,) = root.rglob("checkpoint_final.pth")
+    (root / "meeting_point").unlink(missing_ok=True)
+    mp.spawn(train, (str(root), {"num_epochs": 2}, str(final)), nprocs=RANKS)
+    one, two = (torch.load(root / f"{rank}.pt", weights_only=False) for rank in range(RANKS))
+    assert one["iteration"] == two["iteration"] == 8
+    assert one["seed"] != two["seed"] and not torch.equal(one["seen"], two["seen"])
+    assert all(torch.equal(one["student"][key], two["student"][key]) for key in one["student"])
 
 
 @pytest.mark.slow

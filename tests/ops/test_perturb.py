@@ -96,3 +96,25 @@ def test_mixed_precision_does_not_reach_into_a_remap(image):
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
             results.append(Perturbation(**{**IDENTITY, "remap": 1.0})(image))
     assert torch.equal(*results)
+
+
+def test_contrast_and_brightness_go_both_ways_and_no_further():
+    torch.manual_seed(0)
+    image = torch.randn(200, 1, 12, 12) + 4
+    spread = image.std((2, 3), keepdim=True)
+    gains = (Perturbation(**{**IDENTITY, "contrast": 0.25})(image).std((2, 3), keepdim=True) / spread).flatten()
+    assert gains.min() > 0.7499 and gains.max() < 1.2501 and gains.min() < 0.8 and gains.max() > 1.2
+    shifts = (Perturbation(**{**IDENTITY, "brightness": 0.1})(image) - image).mean((2, 3), keepdim=True) / spread
+    assert shifts.abs().max() < 0.1001 and shifts.min() < -0.08 and shifts.max() > 0.08
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_the_erased_box_is_no_longer_than_its_share_of_each_side(share):
+    torch.manual_seed(0)
+    image = torch.randn(200, 1, 12, 20, 16)
+    mean = image.mean((2, 3, 4), keepdim=True)
+    erased = (Perturbation(**{**IDENTITY, "cutout": share})(image) == mean) & ~torch.isclose(image, mean)
+    for axis, size in enumerate(image.shape[2:], start=2):
+        others = tuple(a for a in range(1, 5) if a != axis)
+        lengths = erased.any(dim=others[0], keepdim=True).any(others[1], keepdim=True).any(others[2]).flatten(1).sum(1)
+        assert lengths.max() <= share * size + 1 and lengths.max() > 0.6 * share * size

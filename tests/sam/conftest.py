@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -200,6 +201,22 @@ def transpose(prompts: Prompts, axis: int, other: int) -> Prompts:
     )
 
 
+def modules_of(thing: Any, seen: set[int] | None = None) -> list[nn.Module]:
+    """All networks in an object, in its lists, dictionaries and parts; a lone parameter counts as one."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return []
+    seen.add(id(thing))
+    if isinstance(thing, nn.Parameter):
+        return [nn.ParameterList([thing]).eval()]
+    if isinstance(thing, nn.Module):
+        return [thing]
+    parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else ()
+    if hasattr(thing, "__dict__") and not isinstance(thing, (type, Tensor)):
+        parts = vars(thing).values()
+    return [module for part in parts for module in modules_of(part, seen)]
+
+
 @pytest.fixture
 def kit():
     """What the tests of this folder share."""
@@ -207,7 +224,7 @@ def kit():
     class Kit:
         stub, sam, scene = StubSam, staticmethod(tiny_sam), staticmethod(make_scene)
         med3d, echo_med3d, echo_sam = staticmethod(tiny_med3d), EchoMed3D, EchoSegmentAnything
-        echo_medsam = EchoMedSam
+        echo_medsam, modules_of = EchoMedSam, staticmethod(modules_of)
         flip, transpose = staticmethod(flip), staticmethod(transpose)
         voxels, dice, inf = staticmethod(voxels), staticmethod(dice), math.inf
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from nnunet_semisam.config import SamConfig
 from nnunet_semisam.ops.outputs import OutputSpace
@@ -44,11 +43,10 @@ def check_batch_equals_loop(backend, scene, kit):
 def check_frozen(backend, scene, kit):
     """Nothing to train, in the backend or behind its answer."""
     answer = ask(backend, replace(scene, image=scene.image.clone().requires_grad_()))
-    modules = [value for value in vars(backend).values() if isinstance(value, (nn.Module, nn.Parameter))]
-    parameters = [p for m in modules for p in (m.parameters() if isinstance(m, nn.Module) else [m])]
-    assert not answer.requires_grad and not any(p.requires_grad for p in parameters)
+    modules = kit.modules_of(backend)
+    assert not answer.requires_grad and not any(p.requires_grad for m in modules for p in m.parameters())
     assert not answer.is_inference()
-    assert not any(m.training for m in modules if isinstance(m, nn.Module))
+    assert not any(m.training for m in modules)
 
 
 def check_deterministic(backend, scene, kit):
@@ -191,3 +189,18 @@ def test_the_background_is_never_prompted_and_a_planted_background_is_caught(kit
     check_background(prompts_from_prob(prob, outputs=outputs, config=SamConfig()), outputs)
     with pytest.raises(AssertionError):
         check_background(prompts_from_prob(prob, outputs=Careless(3), config=SamConfig()), outputs)
+
+
+def test_every_backend_shows_its_networks_and_answers_with_the_mask_somewhere(kit):
+    answers = {name.split(",")[0] for name in ECHOES}
+    assert set(list_backends()) - answers == {"embedded"}  # whose weights mean something
+    for name in list_backends():
+        assert kit.modules_of(build(name, kit)[0]), name
+
+
+def test_a_network_that_lies_deeper_is_seen(kit):
+    backend = build("ensemble", kit)[0]
+    check_frozen(backend, kit.scene(2), kit)
+    kit.modules_of(backend)[-1].train()
+    with pytest.raises(AssertionError):
+        check_frozen(backend, kit.scene(2), kit)

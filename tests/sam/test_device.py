@@ -7,6 +7,7 @@ import torch
 from toy_device import DEVICE, accelerator
 
 from nnunet_semisam.config import SamConfig
+from nnunet_semisam.sam import list_backends
 from nnunet_semisam.sam.backends.embedded import EmbeddedSam
 from nnunet_semisam.sam.backends.ensemble import Ensemble
 from nnunet_semisam.sam.backends.medsam import MedSam
@@ -24,6 +25,10 @@ BACKENDS = {
     "sam_med3d, patch": lambda kit, device: SamMed3D(kit.med3d(), device, spacing=(2.0, 1.0, 1.0), window="patch"),
     "ensemble": lambda kit, device: Ensemble.of([BACKENDS[name](kit, device) for name in ("embedded", "sam_med3d")]),
 }
+
+
+def test_every_backend_is_here():
+    assert set(list_backends()) <= set(BACKENDS)
 
 
 @pytest.mark.parametrize("name", list(BACKENDS)[1:])  # the first is a member of the last
