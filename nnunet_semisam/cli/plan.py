@@ -79,11 +79,12 @@ def write_configuration(
     entry = configurations.get(name, {} if name == base else {"inherits_from": base})
     if name != base and entry.get("inherits_from") != base:
         raise ValueError(f"{plans_file}: configuration {name!r} exists and does not inherit from {base!r}; use --name")
-    merged = {} if replace else _section_before(configurations, entry)
-    _lay_over(merged, section)
     try:
         for part in (configurations[base], entry):
             section_of(part)
+        merged = {} if replace else _section_before(configurations, entry)
+        _forget_arguments_of_another_method(merged, section)
+        _lay_over(merged, section)
         check_section(merged)
         check_classes(merged, plans, plans_file.with_name("dataset.json"))
         changed = network_keys(plans, base, name, network or {})
@@ -95,11 +96,23 @@ def write_configuration(
 
 def _section_before(configurations: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """The section that a configuration has, or inherits."""
+    from nnunet_semisam.config import section_of
+
     for _ in configurations:  # a circle would have no end; nnU-Net tells of it
         if "semisam" in entry or entry.get("inherits_from") not in configurations:
             break
         entry = configurations[entry["inherits_from"]]
-    return dict(copy.deepcopy(entry.get("semisam", {})))
+    section = section_of(entry)
+    if not isinstance(section, Mapping):
+        raise ValueError(f"semisam: the section is {section!r}; it must be a dictionary")
+    return dict(copy.deepcopy(section))
+
+
+def _forget_arguments_of_another_method(target: dict[str, Any], section: Mapping[str, Any]) -> None:
+    from nnunet_semisam.config import SemiSAMConfig
+
+    if section.get("method", was := target.get("method", SemiSAMConfig.method)) != was:
+        target.pop("method_args", None)
 
 
 def _write(plans_file: Path, name: str, entry: dict[str, Any], changed: Mapping[str, Any]) -> None:

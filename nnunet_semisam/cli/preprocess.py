@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for identifier, count in counts.items():
-        more = "" if count else ": nothing to preprocess, hidden or labeled cases serve as nnU-Net has made them"
+        none = "none of the images can be used" if skipped else "nothing to preprocess"
+        more = "" if count else f": {none}, hidden or labeled cases serve as nnU-Net has made them"
         print(f"{identifier}_unlabeled: {count} unlabeled case(s) ready{more}")
     if skipped:
         print("\n  - ".join(["skipped (--skip-bad, or the key skip_bad):", *dict.fromkeys(skipped)]))

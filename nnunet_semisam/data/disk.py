@@ -47,17 +47,17 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def comes_from(package: str, error: BaseException) -> bool:
-    """Was the error raised by code in a folder of this name, be it compiled or not?"""
+    """Is it a `RuntimeError`, which may mean anything, of code in a folder of this name, be it compiled or not?"""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).parent.name == package
+    return type(error) is RuntimeError and bool(frames) and Path(frames[-1].filename).parent.name == package
 
 
 def unwritable(path: str | Path, error: BaseException) -> DiskTrouble:
     """For a library that could not write and does not say why, though there is space on the disk."""
     return DiskTrouble(
         errno.EDQUOT,
-        f"cannot write {path}: {error}. There is space on the disk; have a look at your quota there, and at the limits "
-        "of your shell or job (ulimit -f), and start again. Finished files are untouched",
+        f"cannot write {path}: {error}. It does not say why, and the disk is not full; have a look at your quota "
+        "there, and at the limits of your shell or job (ulimit -f), and start again. Finished files are untouched",
     )
 
 

@@ -24,6 +24,7 @@ def open_problems(
     *,
     num_files: int | None = None,
     volumes: bool = False,
+    channels: bool = True,
     look: Callable[[list[str], np.ndarray], None] = lambda files, image: None,
 ) -> list[str]:
     """Opens every image with nnU-Net's `reader` object; what is wrong, one sentence per problem.
@@ -34,11 +35,12 @@ def open_problems(
     Args:
         num_files: the channels of cases with another number of files are not counted: `scan_unlabeled` has told.
         volumes: whether a 2D image is wrong.
+        channels: whether channels that do not lie on each other are.
         look: gets the files and the image of every case that opens.
     """
     problems = []
     for case in cases:
-        if before := file_problems(cases[case], type(reader)):
+        if before := file_problems(cases[case], type(reader), channels=channels):
             problems += before
             continue
         try:
@@ -129,13 +131,13 @@ def _geometry_problems(files: Sequence[str], reoriented: bool) -> list[str]:
     """Channels of a case that do not lie on the first one: shape, spacing, origin and orientation.
 
     Args:
-        reoriented: they are brought into one order of voxels first, so that it is their extent that counts.
+        reoriented: they are brought into one order of voxels first, as nnU-Net's reader does.
     """
     if len(files) < 2 or not all(Path(file).name.endswith(WITH_GEOMETRY) for file in files):
         return []
     try:
-        first, *others = [_extent(geometry(file)) if reoriented else geometry(file) for file in files]
-    except RuntimeError:  # the reader will say
+        first, *others = [_reoriented(file) if reoriented else geometry(file) for file in files]
+    except Exception:  # the reader will say
         return []
     return [
         f"{file}: its {what} is {_short_of(now)}, but that of {Path(files[0]).name} is {_short_of(was)}: the channels "
@@ -161,12 +163,17 @@ def geometry(file: str) -> dict[str, list[float]]:
     return {name: [float(value) for value in values] for name, values in found.items()}
 
 
-def _extent(header: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Where an image begins and ends along the axes of the room, in whatever order its voxels are stored."""
-    axes = len(header["shape"])
-    turn, sides = np.reshape(header["orientation"], (axes, axes)), np.subtract(header["shape"], 1) * header["spacing"]
-    ends = np.array([header["origin"], header["origin"] + turn @ sides])
-    return {"begin": ends.min(0).tolist(), "end": ends.max(0).tolist(), "spacing": sorted(header["spacing"])}
+def _reoriented(file: str) -> dict[str, list[float]]:
+    """As `geometry`, of the image with its voxels along the axes of the room, as far as that can be (x, y, z)."""
+    import nibabel
+
+    image: Any = nibabel.load(file)
+    turn = nibabel.io_orientation(image.affine)
+    affine = image.affine @ nibabel.orientations.inv_ornt_aff(turn, image.shape[:3])
+    sides = nibabel.affines.voxel_sizes(affine)
+    shape = [image.shape[old] for old in np.argsort(turn[:, 0])]
+    found = {"shape": shape, "spacing": sides, "orientation": (affine[:3, :3] / sides).ravel(), "origin": affine[:3, 3]}
+    return {name: [float(value) for value in values] for name, values in found.items()}
 
 
 def _short_of(values: list[float]) -> list[float]:
@@ -175,15 +182,11 @@ def _short_of(values: list[float]) -> list[float]:
 
 def _differences(one: dict, other: dict) -> list[tuple[str, list[float], list[float]]]:
     """Forgiven is a hundredth in orientation, half a voxel of the origin, and of the spacing what nnU-Net forgives."""
-    if "shape" in one and one["shape"] != other["shape"]:
+    if one["shape"] != other["shape"]:
         return [("shape", one["shape"], other["shape"])]
-    if len(one["spacing"]) != len(other["spacing"]) or not np.allclose(one["spacing"], other["spacing"]):
-        return [("spacing", one["spacing"], other["spacing"])]
-    limits = {"orientation": 0.01} | dict.fromkeys(("origin", "begin", "end"), 0.5 * min(one["spacing"]))
-    found = [
-        name for name, limit in limits.items()
-        if name in one and np.abs(np.subtract(one[name], other[name])).max() > limit
-    ]  # fmt: skip
+    found = [] if np.allclose(one["spacing"], other["spacing"]) else ["spacing"]
+    limits = {"orientation": 0.01, "origin": 0.5 * min(one["spacing"])}
+    found += [name for name, limit in limits.items() if np.abs(np.subtract(one[name], other[name])).max() > limit]
     return [(name, one[name], other[name]) for name in found]
 
 

@@ -5,6 +5,7 @@ Listing looks at names only and opens no file; `image_checks` opens them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -142,7 +143,7 @@ def _is_spacing_file(name: str, ending: str) -> bool:
 def _spacing_problems(cases: Iterable[str], folder: Path, labeled: Iterable[str], ending: str) -> Iterator[Problem]:
     """Where labeled tiffs have a spacing file and unlabeled ones do not: nnU-Net would take 1 for each spacing."""
     beside = folder.with_name(LABELED_FOLDER)
-    if ending not in TIFF or not any((beside / f"{case}.json").is_file() for case in labeled):
+    if ending not in TIFF or not any(_has_spacing(beside / f"{case}.json") for case in labeled):
         return
     if without := tuple(case for case in sorted(cases) if not (folder / f"{case}.json").is_file()):
         yield (
@@ -150,6 +151,14 @@ def _spacing_problems(cases: Iterable[str], folder: Path, labeled: Iterable[str]
             f"{folder}: {names(without)} without a file {without[0]}.json with the spacing, which the labeled images "
             "have beside them; nnU-Net would take 1 along each axis. Copy it, too.",
         )
+
+
+def _has_spacing(file: Path) -> bool:
+    """Is it a file of the kind that nnU-Net's reader of tiff volumes looks at?"""
+    try:
+        return "spacing" in json.loads(file.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _labeled_channels(raw_folder: Path, dataset_json: dict) -> dict[str, list[str]]:

@@ -70,11 +70,11 @@ def _has_not_finite(file: str) -> bool:
         return False
     order, header = found
     (kind,), (start,) = struct.unpack_from(f"{order}h", header, 70), struct.unpack_from(f"{order}f", header, 108)
-    if kind not in FLOATS or (wanted := _wanted(header)) is None:
+    if kind not in FLOATS or not math.isfinite(start):
         return False
     with _opened(file) as stream:
         stream.seek(int(start))
-        left = wanted - int(start)
+        left = _voxels(order, header) * FLOATS[kind]
         while chunk := stream.read(min(CHUNK, left)):
             left -= len(chunk)
             whole = len(chunk) // FLOATS[kind] * FLOATS[kind]
@@ -106,9 +106,14 @@ def _wanted(header: bytes) -> int | None:
     order = _byte_order(header)
     if order is None:
         return None
-    dims = struct.unpack_from(f"{order}8h", header, 40)
     (bits,) = struct.unpack_from(f"{order}h", header, 72)
     (start,) = struct.unpack_from(f"{order}f", header, 108)
     if not math.isfinite(start):
         return None
-    return int(start) + math.prod(dims[1 : 1 + max(0, dims[0])]) * bits // 8
+    return int(start) + _voxels(order, header) * bits // 8
+
+
+def _voxels(order: str, header: bytes) -> int:
+    """As readers count them: a side of less than 1 is 1."""
+    dims = struct.unpack_from(f"{order}8h", header, 40)
+    return math.prod(max(1, side) for side in dims[1 : 1 + max(0, dims[0])])

@@ -48,7 +48,10 @@ class Work:
             return case, str(error)
         except Exception as error:
             reader = self.plans_manager.image_reader_writer_class()
-            problems = open_problems({case: files}, reader, self.dataset_json, volumes=has_volumes(self.plans_manager))
+            problems = open_problems(
+                {case: files}, reader, self.dataset_json,
+                volumes=has_volumes(self.plans_manager), channels=self.source == FOLDER,
+            )  # fmt: skip
             if not problems and comes_from("blosc2", error):  # which says of a quota no more than that it failed
                 raise unwritable(self.folder, error) from error
             return case, "\n".join(problems) or f"{files[0]}: {type(error).__name__}: {error}"

@@ -296,3 +296,24 @@ def test_the_command_to_train_with_is_one_for_this_machine(folder, capsys, monke
     stock = "nnUNetv2_train Dataset555_Toy 2d_semisam FOLD -tr nnUNetTrainerSemiSAM -p nnUNetPlans"
     loaders = "nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 "
     assert line == f"train with: {stock}" if cuda else f"train with: {loaders}{stock} -device cpu"
+
+
+def test_another_method_begins_without_the_arguments_of_the_first(plans_file):
+    arguments = {"method": "ua_mt", "method_args": {"passes": 4}}
+    write_configuration(plans_file, base="3d_fullres", name="first", section=arguments)
+    write = {"base": "first", "name": "second"}
+    assert write_configuration(plans_file, **write, section={"method": "fixmatch"}) == {"method": "fixmatch"}
+    same = write_configuration(plans_file, base="first", name="third", section={"method": "ua_mt", "seed": 1})
+    assert same == {**arguments, "seed": 1}
+    write_configuration(plans_file, base="3d_fullres", name="plain", section={"method_args": {"cutmix": 0.5}})
+    named = write_configuration(plans_file, base="plain", name="named", section={"method": "mean_teacher"})
+    assert named == {"method": "mean_teacher", "method_args": {"cutmix": 0.5}}
+
+
+@pytest.mark.parametrize("section", [None, 5, ["seed"]], ids=str)
+def test_a_base_whose_section_is_none_is_told(plans_file, section):
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"]["3d_fullres"]["semisam"] = section
+    plans_file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="must be a dictionary"):
+        write_configuration(plans_file, base="3d_fullres", name="x", section={"seed": 1})

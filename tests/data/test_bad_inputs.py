@@ -329,13 +329,18 @@ def test_nothing_left_is_an_error_all_the_same(planned, capsys):
     assert "no image found" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("angle", [0, 0.1, 0.3], ids="{} radians".format)
 @pytest.mark.parametrize("shift, told", [(0.0, 0), (0.4, 0), (2.0, 1)])
-def test_channels_that_are_stored_otherwise_lie_on_each_other_for_a_reader_that_reorients(tmp_path, shift, told):
-    flipped = np.diag([-1.0, 1, 1, 1])
-    flipped[0, 3] = VALUES.shape[0] - 1 + shift
+def test_channels_stored_otherwise_lie_on_each_other_for_a_reader_that_reorients(tmp_path, shift, told, angle):
+    turned, flip = np.eye(4), np.diag([-1.0, 1, 1, 1])
+    turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    flip[0, 3] = VALUES.shape[0] - 1 + shift
     files = [str(tmp_path / f"x_{channel:04d}{ENDING}") for channel in range(2)]
-    nibabel.save(nibabel.Nifti1Image(VALUES, np.eye(4)), files[0])
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(VALUES[::-1]), flipped), files[1])
+    nibabel.save(nibabel.Nifti1Image(VALUES, turned), files[0])
+    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(VALUES[::-1]), turned @ flip), files[1])
+    if shift == 0:
+        first, second = (NibabelIOWithReorient().read_images([file])[0] for file in files)
+        assert np.array_equal(first, second)
     problems = file_problems(files, NibabelIOWithReorient)
     assert len([text for text in problems if files[1] in text and "lie on each other" in text]) >= told
     assert bool(problems) == bool(told)

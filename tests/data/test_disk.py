@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from nnunet_semisam.data import disk, preprocess
+from nnunet_semisam.data import disk, preprocess, work
 from nnunet_semisam.data.disk import DiskTrouble, writing
 from nnunet_semisam.data.manifest import Manifest
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
@@ -132,10 +133,14 @@ def test_on_a_real_disk(toy, tiny_disk, trouble):
     assert list(run(toy)) == ["x", "y", "z"]
 
 
-def test_a_quota_that_the_writing_library_does_not_name_blames_no_image(toy):
+def test_a_quota_that_the_writing_library_does_not_name_blames_no_image(toy, monkeypatch):
     resource = pytest.importorskip("resource")
     for seed, case in enumerate("xy"):
         toy.image(case, seed=seed)
+    first = run(toy)  # whatever is imported for it is compiled now, and not cut off by the limit
+    for file in first["x"].parent.iterdir():
+        file.unlink()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     skipped: list[str] = []
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -145,3 +150,18 @@ def test_a_quota_that_the_writing_library_does_not_name_blames_no_image(toy):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert skipped == [] and list(run(toy)) == ["x", "y"]
+
+
+def test_other_trouble_in_that_library_is_no_quota(toy, monkeypatch):
+    for seed, case in enumerate("xy"):
+        toy.image(case, seed=seed)
+
+    def no_memory(file, mode):
+        if "/x" in file:
+            return work.blosc2.NDArray(shape=())  # whatever it raises, it is no RuntimeError
+        return opened(file, mode=mode)
+
+    opened = work.blosc2.open
+    monkeypatch.setattr(work.blosc2, "open", no_memory)
+    skipped: list[str] = []
+    assert list(run(toy, skipped=skipped)) == ["y"] and len(skipped) == 1 and "x_0000" in skipped[0]

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from toy_dataset import ENDING, SHAPE, ToyDataset
 
+from nnunet_semisam.data import work
 from nnunet_semisam.data.dataset import preprocess_dataset
 from nnunet_semisam.data.hidden import find_hidden, label_shapes_image, preprocess_hidden
 from nnunet_semisam.data.pool import unlabeled_pool
@@ -139,7 +140,7 @@ def test_a_hidden_case_is_taken_as_nnunet_took_it(tmp_path, monkeypatch):
         monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
     toy = ToyDataset(tmp_path, channels=2)
     toy.edit_plans(use_mask_for_norm=[True, True])
-    for case, folder in (("b", "imagesTr"), ("x", "imagesUn")):
+    for case, folder in (("b", "imagesTr"), ("c", "imagesTr"), ("x", "imagesUn")):
         for channel in range(2):
             file = toy.image(case, folder, channel=channel, seed=channel)
             shifted = sitk.ReadImage(str(file))
@@ -147,6 +148,13 @@ def test_a_hidden_case_is_taken_as_nnunet_took_it(tmp_path, monkeypatch):
             sitk.WriteImage(shifted, str(file))
     managers = toy.managers()
     assert list(preprocess_hidden(["b"], toy.raw.name, *managers, num_processes=1)) == ["b"]
+    monkeypatch.setattr(work.Work, "_preprocess", lambda self, *args: 1 / 0)
+    with pytest.raises(ValueError, match="ZeroDivisionError") as told:
+        preprocess_hidden(["c"], toy.raw.name, *managers, num_processes=1)
+    assert "origin" not in str(told.value)
+    monkeypatch.undo()
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
     with pytest.raises(ValueError, match="x_0001.*its origin is"):
         preprocess_unlabeled(toy.raw.name, *managers, num_processes=1)
     (toy.raw / "imagesTr" / f"b_0000{ENDING}").write_bytes(b"no image")

@@ -166,8 +166,8 @@ def test_a_tiff_without_its_spacing_is_named_where_others_have_it(tmp_path, besi
     for folder, name in (("imagesTr", "a"), ("imagesUn", "x"), ("imagesUn", "y")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / f"{name}_0000.tif").touch()
-    for folder, name in (("imagesTr", "a"), ("imagesUn", "x")) if beside else ():
-        (tmp_path / folder / f"{name}.json").write_text("{}")
+    for folder, name in (("imagesTr", "a"), ("imagesUn", "x")):  # a json without spacing is something else
+        (tmp_path / folder / f"{name}.json").write_text('{"spacing": [1, 1, 2]}' if beside else '{"scanner": 3}')
     problems = [sentence for _, sentence in scan_unlabeled(tmp_path, dataset_json)[1]]
     assert [sentence for sentence in problems if "'y' is without a file y.json" in sentence] == problems
     assert len(problems) == beside

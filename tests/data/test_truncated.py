@@ -1,6 +1,10 @@
 import gzip
+import struct
 
+import nibabel
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_semisam.data.image_checks import open_problems
 from nnunet_semisam.data.preprocess import preprocess_unlabeled
@@ -56,3 +60,19 @@ def test_a_damaged_archive_of_full_length_is_named(toy):
     file.write_bytes(content)
     [problem] = truncation_problems([str(file)])
     assert "damaged" in problem
+
+
+@pytest.mark.parametrize("change", [("h", 72, 0), ("h", 72, 8), ("h", 48, 0), ("h", 48, -1)], ids=str)
+def test_nan_is_found_whatever_the_header_says_of_what_readers_do_not_look_at(tmp_path, change):
+    values = np.ones((8, 9, 10), np.float32)
+    values[-1, -1, -1] = np.nan
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    content = bytearray(image.to_bytes())
+    kind, place, value = change
+    if place == 48:  # of the side along the fourth axis, which is there now
+        struct.pack_into("<h", content, 40, 4)
+    struct.pack_into(f"<{kind}", content, place, value)
+    file = tmp_path / "x_0000.nii.gz"
+    file.write_bytes(gzip.compress(bytes(content)))
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(file))).squeeze().shape == values.T.shape
+    assert not_finite_files([str(file)]) == [str(file)] and truncation_problems([str(file)]) == []
