@@ -74,11 +74,7 @@ def write_configuration(
 
     plans = json.loads(plans_file.read_text())
     configurations = plans["configurations"]
-    if base not in configurations:
-        raise ValueError(f"{plans_file} has no configuration {base!r}; it has {', '.join(configurations)}")
-    entry = configurations.get(name, {} if name == base else {"inherits_from": base})
-    if name != base and entry.get("inherits_from") != base:
-        raise ValueError(f"{plans_file}: configuration {name!r} exists and does not inherit from {base!r}; use --name")
+    entry = _entry(configurations, base, name, plans_file)
     try:
         for part in (configurations[base], entry):
             section_of(part)
@@ -92,6 +88,16 @@ def write_configuration(
         raise ValueError(f"{error} (configuration {name} of {plans_file})") from error
     _write(plans_file, name, entry, {**changed, "semisam": merged})
     return merged
+
+
+def _entry(configurations: Mapping[str, Any], base: str, name: str, plans_file: Path) -> dict[str, Any]:
+    """The configuration as it is, or as it begins."""
+    if base not in configurations:
+        raise ValueError(f"{plans_file} has no configuration {base!r}; it has {', '.join(configurations)}")
+    entry: dict[str, Any] = configurations.get(name, {} if name == base else {"inherits_from": base})
+    if name != base and entry.get("inherits_from") != base:
+        raise ValueError(f"{plans_file}: configuration {name!r} exists and does not inherit from {base!r}; use --name")
+    return entry
 
 
 def _section_before(configurations: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
