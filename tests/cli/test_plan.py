@@ -294,8 +294,8 @@ def test_the_command_to_train_with_is_one_for_this_machine(folder, capsys, monke
     main(["-d", "Dataset555_Toy", "-c", "2d", "--set", "seed=1"])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("train with: "))
     stock = "nnUNetv2_train Dataset555_Toy 2d_semisam FOLD -tr nnUNetTrainerSemiSAM -p nnUNetPlans"
-    loaders = "nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 "
-    assert line == f"train with: {stock}" if cuda else f"train with: {loaders}{stock} -device cpu"
+    slow = f"nnUNet_n_proc_DA=0 nnUNet_def_n_proc=1 {stock} -device cpu"
+    assert line == f"train with: {stock if cuda else slow}"
 
 
 def test_another_method_begins_without_the_arguments_of_the_first(plans_file):

@@ -148,13 +148,11 @@ def test_a_hidden_case_is_taken_as_nnunet_took_it(tmp_path, monkeypatch):
             sitk.WriteImage(shifted, str(file))
     managers = toy.managers()
     assert list(preprocess_hidden(["b"], toy.raw.name, *managers, num_processes=1)) == ["b"]
-    monkeypatch.setattr(work.Work, "_preprocess", lambda self, *args: 1 / 0)
-    with pytest.raises(ValueError, match="ZeroDivisionError") as told:
-        preprocess_hidden(["c"], toy.raw.name, *managers, num_processes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Work, "_preprocess", lambda self, *args: 1 / 0)
+        with pytest.raises(ValueError, match="ZeroDivisionError") as told:
+            preprocess_hidden(["c"], toy.raw.name, *managers, num_processes=1)
     assert "origin" not in str(told.value)
-    monkeypatch.undo()
-    for variable in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
     with pytest.raises(ValueError, match="x_0001.*its origin is"):
         preprocess_unlabeled(toy.raw.name, *managers, num_processes=1)
     (toy.raw / "imagesTr" / f"b_0000{ENDING}").write_bytes(b"no image")
