@@ -361,9 +361,9 @@ def test_the_loss_of_a_mask_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "known"),
-    [("cuda", (7, 5), False), ("cuda", (8, 0), True), ("cpu", None, True), ("mps", None, False)],
+    ("device", "capability", "quick"),
+    [("cuda", (7, 5), False), ("cuda", (8, 0), True), ("cpu", None, False), ("mps", None, False)],
 )
-def test_older_gpus_tune_in_single_precision(monkeypatch, device, capability, known):
+def test_older_gpus_and_cpus_tune_in_single_precision(monkeypatch, device, capability, quick):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert frames._knows_bfloat16(torch.device(device)) is known
+    assert frames._quick_in_bfloat16(torch.device(device)) is quick
