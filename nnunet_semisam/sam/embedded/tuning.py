@@ -131,7 +131,7 @@ class FrameTask:
 
 
 def _quick_in_bfloat16(device: torch.device) -> bool:
-    """GPUs from Ampere on. Older ones only pretend to compute in it, and so do CPUs, 20 times slower without AVX-512."""
+    """GPUs from Ampere on. Older ones pretend to compute in it, and so do CPUs (without AVX-512, 20 times slower)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
