@@ -41,7 +41,8 @@ def compiling(monkeypatch):
         monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: backend is not None)
         monkeypatch.setattr(torch, "compile", partial(PLAIN_COMPILE, backend=backend))
 
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    known = hasattr(torch._dynamo.config, "fail_on_recompile_limit_hit")  # not in torch 2.5
+    with torch._dynamo.config.patch({"fail_on_recompile_limit_hit": True} if known else {}):
         yield switch
     torch._dynamo.reset()
 
