@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -42,11 +43,18 @@ def _parts_of_numpy() -> list[Any]:
     kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}
     scalar: Any = np.float64(0).__reduce__()[0]
     array: Any = np.zeros(0).__reduce__()[0]
-    parts = [scalar, array, np.dtype, np.ndarray, *kinds]
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
-        return parts
-    olds = [(part, f"numpy.core.multiarray.{part.__name__}") for part in (scalar, array)]  # written by NumPy 1
-    return parts + [pair for pair in olds if pair[1] != f"{pair[0].__module__}.{pair[0].__name__}"]
+    spelled = [_spelled(part, f"numpy.{core}.multiarray") for part in (scalar, array) for core in ("core", "_core")]
+    return [np.dtype, np.ndarray, *kinds, *spelled]
+
+
+def _spelled(part: Callable[..., Any], module: str) -> Callable[..., Any]:
+    """The same under the name that one of NumPy 1 and 2 writes into files."""
+
+    def call(*args: Any) -> Any:
+        return part(*args)
+
+    call.__module__, call.__name__, call.__qualname__ = module, part.__name__, part.__name__
+    return call
 
 
 def plain(value: Any) -> Any:
