@@ -6,7 +6,8 @@ Patches of 128^3, 1 labeled and 3 unlabeled, V-Net, random weights. Published (a
 and teacher on all four patches; SAM-Med3D, its attention windows padded, on each of them: one encoding, and ten clicks
 that are decoded one after the other; and eight more passes of the teacher, whose mean is not used by any loss (told
 apart in the table). Its clicks are random voxels here, its augmentation and loading are left out: both in its favour.
-This package: the iteration of its trainer with loading, asked about two objects per patch. The arms take turns.
+This package: the iteration of its trainer with loading, asked about two objects per patch. The arms take turns; every
+number is told as it comes, and the table last.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -93,6 +95,7 @@ def measure(steps: list[Step], device: torch.device, rounds: int) -> tuple[dict,
         with FlopCounterMode(display=False) as counter:
             step()
         operations[name] = counter.get_total_flops() / 1e9
+        print(f"{name}: {operations[name]:.0f} GFLOP", file=sys.stderr, flush=True)
     seconds: dict[str, list[float]] = {name: [] for name, _ in steps}
     read = clock(device)
     for _ in range(rounds):
@@ -100,6 +103,7 @@ def measure(steps: list[Step], device: torch.device, rounds: int) -> tuple[dict,
             begin = read()
             step()
             seconds[name].append(read() - begin)
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return seconds, operations
 
 
