@@ -18,6 +18,7 @@ import numpy as np
 import step_data
 import torch
 from med3d_cost import padded_attention
+from published_semisam import CLICKS, LABELED, UNLABELED
 from step_arms import built
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +28,6 @@ from nnunet_semisam.sam.labeler import SamLabeler
 from nnunet_semisam.sam.med3d import Med3D
 from nnunet_semisam.sam.med3d.encoder import WindowAttention
 
-CLICKS, LABELED, UNLABELED = 10, 1, 3  # of the published training
 OURS = {
     "embedded": {"backend": "embedded"},
     "sam_med3d": {"backend": "sam_med3d"},

@@ -27,7 +27,7 @@ def test_its_network_is_the_v_net_of_168_gflop(benchmarks):
 
 
 @pytest.mark.parametrize(("unused", "patches"), [(True, 4 + 32), (False, 4)])
-def test_patches_that_each_network_sees_in_an_iteration(benchmarks, monkeypatch, unused, patches):
+def test_patches_that_each_network_sees_in_an_iteration(benchmarks, unused, patches):
     from published_semisam import Published
 
     torch.manual_seed(0)
