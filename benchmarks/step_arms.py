@@ -53,15 +53,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Arm:
-    """A trainer class under a name, and which generalist it asks."""
+    """A trainer class under a name, which generalist it asks, and its `semisam` section where it has one."""
 
     name: str
     trainer: type
     sam: SamConfig | None = None
+    section: dict[str, Any] | None = None
 
 
-def arms(backends: Sequence[str]) -> list[Arm]:
-    """Stock, mean teacher, and SemiSAM with each of the backends, given as NAME or NAME=CHECKPOINT."""
+def arms(backends: Sequence[str], settings: Sequence[str] = ()) -> list[Arm]:
+    """Stock, mean teacher, SemiSAM with each of the backends (NAME or NAME=CHECKPOINT), and settings (NAME=JSON)."""
     found = [Arm("stock", nnUNetTrainer), Arm("mean teacher", nnUNetTrainerMeanTeacher)]
     for given in backends:
         backend, _, checkpoint = given.partition("=")
@@ -70,6 +71,9 @@ def arms(backends: Sequence[str]) -> list[Arm]:
             backend=backend, checkpoint=checkpoint or None, backend_args=arguments, tune=0, trust=None,
         )  # fmt: skip
         found.append(Arm(f"SemiSAM, {backend}", nnUNetTrainerSemiSAM, sam))
+    for name, _, section in (setting.partition("=") for setting in settings):
+        usual = SamConfig(tune=0, trust=None)
+        found.append(Arm(f"SemiSAM, {name}", nnUNetTrainerSemiSAM, usual, json.loads(section)))
     return found
 
 
@@ -80,6 +84,8 @@ def started(arm: Arm, task: Task) -> Any:
     """
     torch.backends.cudnn.benchmark = True
     plans = copy.deepcopy(task.plans) | {"continue_training": False}
+    if arm.section is not None:
+        plans["configurations"][task.configuration]["semisam"] = arm.section
     trainer = arm.trainer(plans, task.configuration, task.fold, dict(task.dataset_json), torch.device(task.device))
     if arm.sam is not None:
         trainer.semisam = replace(trainer.semisam, sam=arm.sam)

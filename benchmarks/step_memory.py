@@ -24,17 +24,16 @@ import torch
 MIB = 2**20
 
 
-def start_and_peak(arm: str, backends: list[str], task: object, *, steps: int = 2) -> tuple[float, float]:
+def start_and_peak(arm: Any, task: Any, *, steps: int = 2) -> tuple[float, float]:
     """Seconds from the trainer's construction to the end of its first step, imports done; and MiB. In a new process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure, arm, backends, task, steps).result()
+        return pool.submit(_measure, arm, task, steps).result()
 
 
-def _measure(name: str, backends: list[str], task: Any, steps: int) -> tuple[float, float]:
-    from step_arms import arms, good_teachers, started, stopped
+def _measure(arm: Any, task: Any, steps: int) -> tuple[float, float]:
+    from step_arms import good_teachers, started, stopped
     from step_parts import clock
 
-    arm = next(arm for arm in arms(backends) if arm.name == name)
     before = resident("VmRSS")
     cache = tempfile.TemporaryDirectory()  # of compiled code: else who comes second would start sooner
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name

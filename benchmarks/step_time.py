@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend", action="append", metavar="NAME[=CHECKPOINT]", help="may be given again (default: embedded)"
     )
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=JSON", help="SemiSAM with this section, embedded"
+    )
     parser.add_argument("--steps", type=int, default=7, help="rounds that count")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before")
     parser.add_argument("--in-a-row", type=int, metavar="N", help="steps (default: 50 where processes load, else none)")
@@ -90,13 +93,12 @@ def _task(args: argparse.Namespace) -> Iterator[Task]:
 
 def measure(task: Task, args: argparse.Namespace) -> dict[str, Measured]:
     """All arms, in turns; what they print themselves does not come between the tables."""
-    backends = args.backend or ["embedded"]
-    chosen = arms(backends)
+    chosen = arms(args.backend or ["embedded"], args.setting)
     found = {arm.name: Measured() for arm in chosen}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         if not args.no_memory:
-            for name, one in found.items():
-                one.start, one.memory = start_and_peak(name, backends, task)
+            for arm in chosen:
+                found[arm.name].start, found[arm.name].memory = start_and_peak(arm, task)
         with good_teachers(task):
             _take_turns(chosen, task, args, found)
     return found

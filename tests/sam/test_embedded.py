@@ -145,6 +145,19 @@ def test_mask_channel_is_the_mask_and_absent_prompts_are_zero():
     assert given[[2, 3, 4]].eq(0).all()
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_no_input_is_denormal(ndim):
+    """A CPU takes twice the time for a convolution of such numbers; a Gaussian ball fades through them."""
+    shape = SHAPES[ndim]
+    mask = ball(shape, [side * 0.3 for side in shape], 6)
+    corners = torch.tensor([[[2.0] * ndim, [side - 3.0 for side in shape]]])
+    prompts = make_prompts(ndim, coords=corners, labels=torch.tensor([[1, 0]]), logits=40 * mask[None].float() - 20)
+    frame = Frame.around(torch.tensor([[[0.0] * ndim, [float(side) for side in shape]]]), 64)
+    given = channels.network_input(torch.randn(1, 1, *shape), prompts, frame).abs()
+    assert given[:, 2:4].amax((0, *range(2, 2 + ndim))).min() > 0.8  # there are clicks of both kinds
+    assert not ((given > 0) & (given < torch.finfo(given.dtype).tiny)).any()
+
+
 # --- corruption and examples ---
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 OUTSIDE = -10.0  # log-odds given to voxels that the frame does not reach
+FAINT = 1e-20  # less of a ball is nothing: CPUs need twice the time for a network whose input has denormal numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Frame:
             profile = torch.exp(-0.5 * ((cells[None, :, None] - places[:, n, None]) / radius) ** 2)
             keep = (labels[:, n] == wanted).to(coords.dtype).view(-1, *[1] * (total.ndim - 1))
             total = torch.maximum(total, outer(profile) * keep)
-        return total
+        return torch.where(total < FAINT, 0.0, total)
 
     def filled(self, boxes: Float[Tensor, "P 2 D"]) -> Float[Tensor, "P 1 *G"]:
         """How much of each cell the box covers."""
