@@ -72,8 +72,9 @@ def arms(backends: Sequence[str], settings: Sequence[str] = ()) -> list[Arm]:
         )  # fmt: skip
         found.append(Arm(f"SemiSAM, {backend}", nnUNetTrainerSemiSAM, sam))
     for name, _, section in (setting.partition("=") for setting in settings):
-        usual = SamConfig(tune=0, trust=None)
-        found.append(Arm(f"SemiSAM, {name}", nnUNetTrainerSemiSAM, usual, json.loads(section)))
+        found.append(Arm(f"SemiSAM, {name}", nnUNetTrainerSemiSAM, section=json.loads(section)))
+    if len({arm.name for arm in found}) < len(found):
+        raise ValueError(f"two arms of one name: {', '.join(arm.name for arm in found)}")
     return found
 
 
@@ -89,6 +90,8 @@ def started(arm: Arm, task: Task) -> Any:
     trainer = arm.trainer(plans, task.configuration, task.fold, dict(task.dataset_json), torch.device(task.device))
     if arm.sam is not None:
         trainer.semisam = replace(trainer.semisam, sam=arm.sam)
+    elif arm.section is not None and trainer.semisam.sam is not None:
+        trainer.semisam = replace(trainer.semisam, sam=replace(trainer.semisam.sam, tune=0, trust=None))
     with mock.patch("nnunet_semisam.trainer.build_backend", built):
         trainer.on_train_start()
     if isinstance(trainer, SemiSAM):

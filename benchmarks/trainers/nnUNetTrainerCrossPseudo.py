@@ -1,6 +1,7 @@
 """A candidate: cross pseudo supervision (Chen et al., CVPR 2021, https://arxiv.org/abs/2106.01226).
 
-    nnUNet_extTrainer=$PWD/benchmarks/trainers nnUNetv2_semisam_benchmark WORK … --protocol cross.json --arms cross
+    nnUNet_extTrainer=$PWD/benchmarks/trainers nnUNetv2_semisam_benchmark WORK … --protocol cross.json --arms cross \
+      --baseline cross
 
 with cross.json: {"arms": [{"name": "cross", "trainer": "nnUNetTrainerCrossPseudo", "section": {"sam": null}}]}
 
@@ -40,15 +41,17 @@ class Twin:
 
 
 class nnUNetTrainerCrossPseudo(SemiSAM, nnUNetTrainer):  # noqa: N801 (nnU-Net's naming)
-    """The first network is the result. One process, no mixed precision; it cannot be continued after a kill."""
+    """The first network is the result. On a CPU (no mixed precision, no DDP); it cannot be continued after a kill."""
 
     uses_sam = False
     teacher: Any
 
     def on_train_start(self) -> None:
+        if self.current_epoch or self.device.type == "cuda" or self.is_ddp:
+            raise RuntimeError(
+                "nnUNetTrainerCrossPseudo trains on one CPU or MPS device, from the beginning, or not at all"
+            )
         super().on_train_start()
-        if self.current_epoch:
-            raise RuntimeError("nnUNetTrainerCrossPseudo cannot be continued: begin the training anew")
         network = self.build_network_architecture(
             self.plans_manager, self.configuration_manager, self.num_input_channels,
             self.label_manager.num_segmentation_heads, self.enable_deep_supervision,
