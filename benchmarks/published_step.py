@@ -72,7 +72,7 @@ def ours(device: str, at_end: ExitStack) -> list[Step]:
     asked = {"embedded": {}, "sam_med3d": {}, "sam_med3d, window patch": {"window": "patch"}}
     arms = [Arm("mean teacher", MeanTeacherOnVNet)]
     for name, arguments in asked.items():
-        sam = SamConfig(backend=name.partition(",")[0], backend_args=arguments, tune=0, trust=None)
+        sam = SamConfig(backend=name.partition(",")[0], backend_args=arguments)
         arms.append(Arm(f"SemiSAM, {name}", SemiSAMOnVNet, sam))
     trainers = [(arm.name, started(arm, task)) for arm in arms]
     for _, trainer in trainers:

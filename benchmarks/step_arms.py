@@ -67,9 +67,7 @@ def arms(backends: Sequence[str], settings: Sequence[str] = ()) -> list[Arm]:
     for given in backends:
         backend, _, checkpoint = given.partition("=")
         arguments = {"input_size": 1024} if backend == "medsam" else {}
-        sam = SamConfig(
-            backend=backend, checkpoint=checkpoint or None, backend_args=arguments, tune=0, trust=None,
-        )  # fmt: skip
+        sam = SamConfig(backend=backend, checkpoint=checkpoint or None, backend_args=arguments)
         found.append(Arm(f"SemiSAM, {backend}", nnUNetTrainerSemiSAM, sam))
     for name, _, section in (setting.partition("=") for setting in settings):
         found.append(Arm(f"SemiSAM, {name}", nnUNetTrainerSemiSAM, section=json.loads(section)))
@@ -88,10 +86,8 @@ def started(arm: Arm, task: Task) -> Any:
     if arm.section is not None:
         plans["configurations"][task.configuration]["semisam"] = arm.section
     trainer = arm.trainer(plans, task.configuration, task.fold, dict(task.dataset_json), torch.device(task.device))
-    if arm.sam is not None:
-        trainer.semisam = replace(trainer.semisam, sam=arm.sam)
-    elif arm.section is not None and trainer.semisam.sam is not None:
-        trainer.semisam = replace(trainer.semisam, sam=replace(trainer.semisam.sam, tune=0, trust=None))
+    if isinstance(trainer, SemiSAM) and (sam := arm.sam or trainer.semisam.sam) is not None:
+        trainer.semisam = replace(trainer.semisam, sam=replace(sam, tune=0, trust=None))
     with mock.patch("nnunet_semisam.trainer.build_backend", built):
         trainer.on_train_start()
     if isinstance(trainer, SemiSAM):

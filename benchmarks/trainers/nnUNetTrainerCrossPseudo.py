@@ -48,18 +48,16 @@ class nnUNetTrainerCrossPseudo(SemiSAM, nnUNetTrainer):  # noqa: N801 (nnU-Net's
 
     def on_train_start(self) -> None:
         if self.current_epoch or self.device.type == "cuda" or self.is_ddp:
-            raise RuntimeError(
-                "nnUNetTrainerCrossPseudo trains on one CPU or MPS device, from the beginning, or not at all"
-            )
+            raise RuntimeError("nnUNetTrainerCrossPseudo trains on a CPU, in one process, and cannot be continued")
         super().on_train_start()
         network = self.build_network_architecture(
             self.plans_manager, self.configuration_manager, self.num_input_channels,
             self.label_manager.num_segmentation_heads, self.enable_deep_supervision,
         ).to(self.device)  # fmt: skip
         self.teacher = Twin(network, self.outputs)
-        self._twin_optimizer = torch.optim.SGD(
-            network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
-        )
+        student, self.network = self.network, network
+        self._twin_optimizer, _ = self.configure_optimizers()  # of the network that it finds
+        self.network = student
 
     def pseudo_labels(self, unlabeled: UnlabeledBatch, weights: dict[str, float]) -> dict[str, PseudoLabel]:
         """The twin's; the student's own are kept for the twin, from before its step."""
